@@ -1,0 +1,611 @@
+"""GRPO/DAPO whose policy gradient is restricted to the forking tokens: "Beyond the 80/20 Rule",
+arXiv 2506.01939.
+
+    python fork_gpt.py                   # the whole study in the small world, on any machine
+    python fork_gpt.py --keep all        # the full-gradient baseline, everything else equal
+    python fork_gpt.py --resume runs/x   # continue a stopped run, bit for bit
+
+One step: sample problems -> rollout -> reward -> group advantages -> for each mini-batch:
+entropies, threshold, mask, clipped surrogate on the kept tokens only -> AdamW -> one line in
+metrics.jsonl.
+
+    J = 1/N_kept  sum over kept tokens of  min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)
+
+(paper v2, Eq. 6), r the ratio of the policy to the sampler and A the group advantage.
+
+Where the sources disagree, this is what we do:
+- The denominator is the number of *kept* tokens of the optimizer step (paper v2 and its code);
+  `--normalize all` divides by all response tokens (v1, TRL).  Counts are global over the step,
+  never means of micro-batch means.
+- The entropy is the current policy's, at the sampling temperature (`--entropy current`).  On the
+  first update after a rollout the current policy *is* the sampler, whose entropies were recorded;
+  later updates take one no-grad pass.
+- The threshold is taken over the whole mini-batch of the optimizer step; `--pool microbatch` has
+  the released code's scope.
+- Exactly ceil(rho N) tokens are kept, ties by position: `>= quantile` would keep everything when
+  entropies tie.
+- Advantages are z-scored with the unbiased std and 1e-6 added to it, the overlong penalty being
+  inside the reward; a group is kept or dropped by correctness, before that penalty (DAPO).
+- No KL term and no entropy bonus, as in the paper.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import parallel
+import pretrain
+import study
+from model import SIZES, Transformer
+from parallel import UserError
+from rollout import Rollout, Sampling, generate
+from tasks import Countdown, Problem
+from tokenizer import Tokenizer
+
+START = time.perf_counter()
+
+# metrics that depend on the clock; all others are reproducible, bit for bit
+TIMING = ("rollout_tok_s", "update_tok_s", "seconds")
+
+
+def flag(default, text: str, choices: str = ""):
+    """A config field: its default, its line of --help, and the words it may be, if it is one."""
+    return field(default=default, metadata=dict(help=text, choices=choices.split() or None))
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run depends on; `--help` is this list."""
+
+    out: str = flag("", "run folder; by default runs/KEEP-rhoRHO-seedSEED")
+    resume: str = flag("", "continue the run in this folder; takes no other flag")
+    seed: int = flag(0, "seed of the sampler, the data order and the random mask")
+    device: str = flag("auto", "where to run; auto takes the best there is", "auto cuda mps cpu")
+    threads: int = flag(1, "CPU threads; one is the fastest per CPU-second")
+    # the mask: what the paper is about
+    keep: str = flag("top", "which tokens carry the gradient", "top bottom random all")
+    rho: float = flag(0.2, "share of tokens kept by top and random; bottom keeps the others")
+    entropy: str = flag("current", "the entropies that rank: the policy's", "current rollout")
+    pool: str = flag("minibatch", "tokens of which a share is taken", "minibatch microbatch")
+    normalize: str = flag("kept", "the loss is divided by this count of tokens", "kept all")
+    # the step
+    steps: int = flag(60, "rollouts")
+    prompts: int = flag(32, "groups trained on per rollout")
+    group: int = flag(8, "responses per prompt")
+    updates: int = flag(2, "optimizer steps per rollout")
+    oversample: float = flag(1.5, "problems drawn for each group still missing, in each round")
+    rounds: int = flag(2, "rounds of dynamic sampling at most")
+    max_new: int = flag(112, "response tokens at most")
+    overlong: int = flag(0, "tokens before max_new with a soft penalty (DAPO: 4096); 0 is off")
+    temperature: float = flag(1.0, "of sampling, of the log-probs and of the entropies alike")
+    clip_low: float = flag(0.2, "lower clip of the ratio")
+    clip_high: float = flag(0.28, "upper clip of the ratio")
+    dual_clip: float = flag(0.0, "bound of the ratio where A < 0 (released script: 10); 0 is off")
+    lr: float = flag(5e-4, "AdamW learning rate, constant after the warm-up")
+    warmup: int = flag(0, "optimizer steps of linear warm-up")
+    weight_decay: float = flag(0.1, "AdamW weight decay, on matrices")
+    beta2: float = flag(0.999, "AdamW beta2; beta1 is 0.9")
+    grad_clip: float = flag(1.0, "gradient norm at most")
+    microbatch: int = flag(2048, "tokens at a time; changes speed and memory, not the gradient")
+    # the small world and its base model
+    size: str = flag("tiny", "named size of the base model, see model.py")
+    pretrain_steps: int = flag(2400, "steps of the base model's pretraining")
+    n_numbers: int = flag(3, "numbers of a Countdown problem")
+    max_number: int = flag(12, "largest number given")
+    max_value: int = flag(30, "largest value on the way and largest goal")
+    ops: str = flag("+-*", "operations, some of +-*/")
+    # what is kept and measured
+    save_every: int = flag(10, "steps between checkpoints")
+    eval_every: int = flag(20, "steps between measurements on the validation split; 0 is never")
+    eval_k: int = flag(4, "samples per problem when measuring")
+
+    def world(self) -> Countdown:
+        return Countdown(self.n_numbers, self.max_number, self.ops, self.max_value)
+
+    def base(self) -> pretrain.Pretrain:
+        return pretrain.Pretrain(size=self.size, steps=self.pretrain_steps)
+
+
+# ---------------------------------------------------------------------- the mask
+
+
+def kth_largest(x: Tensor, k: int) -> Tensor:
+    """The k-th largest (k >= 1) of all ranks' `x` (n,) fp32 >= 0, exactly, by radix select on the
+    float bits.
+
+    Non-negative floats sort like their bits: three rounds count 2,048 or 1,024 bins each and sum
+    the counts over the ranks.  Nothing is gathered or sorted, an empty rank is fine, and there is
+    no limit of 2^24 values.
+    """
+    bits = x.contiguous().view(torch.int32)
+    prefix = 0
+    for shift, width in ((21, 11), (10, 11), (0, 10)):
+        digit = (bits >> shift) & (2**width - 1)
+        counts = parallel.sum_over_ranks(torch.bincount(digit, minlength=2**width))
+        above = counts.flip(0).cumsum(0).flip(0)  # how many have this digit or a larger one
+        chosen = int((above >= k).sum()) - 1
+        k -= int(above[chosen] - counts[chosen])
+        bits = bits[digit == chosen]
+        prefix |= chosen << shift
+    return torch.tensor(prefix, dtype=torch.int32, device=x.device).view(torch.float32)
+
+
+def top_entropy(entropy: Tensor, rho: float) -> tuple[Tensor, float]:
+    """entropy (n,) fp32 nats -> (mask (n,) bool, tau): the k = ceil(rho N) highest of the N tokens
+    of all ranks.
+
+    tau is the k-th highest entropy.  Of the tokens that tie with it the first in position (rank,
+    then stream) are kept, so exactly k are.  An empty pool has an empty mask and tau = inf.
+    """
+    n = int(parallel.sum_over_ranks(torch.tensor(len(entropy), device=entropy.device)))
+    if n == 0:
+        return torch.zeros_like(entropy, dtype=torch.bool), math.inf
+    k = math.ceil(round(rho * n, 6))  # 0.1 * 30 is 3.0000000000000004
+    entropy = (
+        entropy.float().clamp(min=0) + 0.0
+    )  # a certain token's H may come out as -1e-9 or -0.0
+    tau = kth_largest(entropy, k)
+    above, tied = entropy > tau, entropy == tau
+    rank, world = parallel.ranks()
+    counts = torch.zeros(world + 1, dtype=torch.long, device=entropy.device)
+    counts[rank], counts[world] = tied.sum(), above.sum()
+    parallel.sum_over_ranks(counts)
+    left = (
+        k - counts[world] - counts[:rank].sum()
+    )  # ties still to be kept when this rank's turn comes
+    return above | (tied & (tied.cumsum(0) <= left)), float(tau)
+
+
+def keep_mask(
+    keep: str, entropy: Tensor, rho: float, generator: torch.Generator | None
+) -> tuple[Tensor, float]:
+    """Which of the pool's response tokens carry the gradient: (mask (n,) bool, tau in nats or nan).
+
+    top: the ceil(rho N) of highest entropy; bottom: all the others (the paper's "bottom 80%" at rho
+    = 0.2); random: ceil(rho N) drawn uniformly, the control that the paper lacks; all: everything,
+    plain DAPO.
+    """
+    if keep == "all":
+        return torch.ones_like(entropy, dtype=torch.bool), math.nan
+    if keep == "random":
+        draw = torch.rand(entropy.shape, generator=generator, device=entropy.device)
+        return top_entropy(draw, rho)[0], math.nan
+    mask, tau = top_entropy(entropy, rho)
+    return (mask if keep == "top" else ~mask), tau
+
+
+# ---------------------------------------------------------------------- the objective
+
+
+def group_advantages(rewards: Tensor, G: int) -> Tensor:
+    """rewards (P * G,), group after group -> advantages: (R - mean) / (std + 1e-6), unbiased std,
+    per group."""
+    groups = rewards.view(-1, G)
+    return (
+        (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-6)
+    ).flatten()
+
+
+def overlong_penalty(lengths: Tensor, max_new: int, overlong: int) -> Tensor:
+    """0 up to max_new - overlong tokens, then linearly down to -1 at max_new (DAPO Eq. 13)."""
+    if not overlong:
+        return torch.zeros(lengths.shape)
+    return ((max_new - overlong - lengths) / overlong).clamp(-1, 0)
+
+
+def surrogate(
+    logprobs: Tensor,
+    old: Tensor,
+    advantages: Tensor,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float = 0.0,
+):
+    """(K,) each -> (terms min(r A, clip(r) A), whether the clip decided).  r = exp(logprobs - old).
+
+    With `dual_clip` c the term of a negative advantage is at least c A (Ye et al. 2020, the
+    released script)."""
+    ratio = (logprobs - old).clamp(-20, 20).exp()  # far outside any clip, and still finite
+    free, held = ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
+    terms = torch.minimum(free, held)
+    if dual_clip:
+        terms = torch.where(advantages < 0, torch.maximum(terms, dual_clip * advantages), terms)
+    return terms, terms != free
+
+
+# ---------------------------------------------------------------------- one optimizer step
+
+
+@dataclass
+class Batch:
+    """Samples to learn from, the sampler's stream with one advantage per sample, (B,) fp32."""
+
+    samples: Rollout
+    advantages: Tensor
+
+    def part(self, which: list[int]) -> "Batch":
+        return Batch(self.samples.sequences(which), self.advantages[which])
+
+
+def cut(cu_seqlens: Tensor, budget: int) -> list[list[int]]:
+    """Sequences, longest first, in micro-batches of at most `budget` tokens (one longer sequence
+    stands alone)."""
+    lengths = cu_seqlens.diff().tolist()
+    parts, room = [], 0
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if lengths[i] > room:
+            parts.append([])
+            room = budget
+        parts[-1].append(i)
+        room -= lengths[i]
+    return parts
+
+
+def update(
+    model: Transformer, batch: Batch, c: Config, generator: torch.Generator | None, first: bool
+) -> dict:
+    """Accumulate the gradient of -J over one mini-batch; the caller clips and steps.
+
+    `first`: the model still is the sampler, so the recorded entropies are the current ones.
+    Returns the metrics: sums and counts of the step, not means of micro-batch means.
+    """
+    parts = [batch.part(which) for which in cut(batch.samples.cu_seqlens, c.microbatch)]
+    if first or c.entropy == "rollout" or c.keep in ("all", "random"):
+        entropies = [p.samples.entropy[p.samples.response] for p in parts]
+    else:
+        with torch.no_grad():
+            entropies = [model(*p.samples.scored(), c.temperature)[1] for p in parts]
+    if c.pool == "microbatch":
+        masks, taus = zip(*(keep_mask(c.keep, h, c.rho, generator) for h in entropies), strict=True)
+    else:
+        mask, tau = keep_mask(c.keep, torch.cat(entropies), c.rho, generator)
+        masks, taus = mask.split([len(h) for h in entropies]), [tau]
+
+    h, mask = torch.cat(entropies), torch.cat(masks)
+    n_kept, n_all = parallel.sum_over_ranks(torch.tensor([mask.sum(), len(mask)])).tolist()
+    denominator = n_kept if c.normalize == "kept" else n_all
+    loss, n_clipped, max_dlogp = 0.0, 0, 0.0
+    for p, mask_p in zip(parts, masks, strict=True):
+        if not mask_p.any():
+            continue
+        s = p.samples
+        logprobs, _ = model(*s.scored(mask_p), c.temperature)  # (K,)
+        advantages = p.advantages.repeat_interleave(s.lengths())[mask_p]  # (K,)
+        old = s.logprobs[s.response][mask_p]  # (K,)
+        terms, clipped = surrogate(logprobs, old, advantages, c.clip_low, c.clip_high, c.dual_clip)
+        part = -terms.sum() / denominator
+        part.backward()
+        loss += part.item()
+        n_clipped += int(clipped.sum())
+        max_dlogp = max(max_dlogp, (logprobs - old).abs().max().item())
+    sums = dict(kept=n_kept, tokens=n_all, clipped=n_clipped, tau=sum(taus) / len(taus))
+    sums |= dict(h_kept=h[mask].sum().item(), h_dropped=h[~mask].sum().item())
+    return sums | dict(loss=loss, max_dlogp=max_dlogp)
+
+
+# ---------------------------------------------------------------------- rollouts
+
+
+def draw(problems: list[Problem], seed: int, position: int, n: int) -> list[Problem]:
+    """`n` problems from `position` on in an endless order, a fresh permutation every epoch.  A
+    function of its arguments alone: the position is all that a resumed run needs."""
+    out = []
+    while len(out) < n:
+        epoch, i = divmod(position + len(out), len(problems))
+        order = random.Random(f"{seed}/{epoch}").sample(problems, len(problems))
+        out += order[i : i + n - len(out)]
+    return out
+
+
+def collect(
+    state: "State", world: Countdown, tokenizer: Tokenizer, problems: list[Problem], c: Config
+) -> tuple[list[Batch], dict]:
+    """Dynamic sampling: up to `c.prompts` groups with 0 < correct < G, each a Batch of one group,
+    and the metrics of everything sampled.  Advances the data position of `state`.
+
+    At most `c.rounds` rounds, each drawing `c.oversample` problems per group still missing; what is
+    there is trained on, whether the batch got full or not.  Groups whose answers are all right or
+    all wrong have no advantage.
+    """
+    groups, seen, G = [], dict(reward=[], accuracy=[], truncated=[], length=[]), c.group
+    for _ in range(c.rounds):
+        missing = c.prompts - len(groups)
+        if missing <= 0:
+            break
+        drawn = draw(problems, c.seed, state.position, math.ceil(missing * c.oversample))
+        state.position += len(drawn)
+        prompts, how = [tokenizer.encode(p.prompt) for p in drawn], Sampling(c.temperature)
+        samples = generate(state.model, prompts, G, c.max_new, tokenizer.eos, how, state.generator)
+        texts = [tokenizer.decode(ids) for ids in samples.responses()]
+        correct = torch.tensor([world.reward(drawn[i // G], t) for i, t in enumerate(texts)])
+        lengths = samples.lengths().cpu()
+        rewards = correct + overlong_penalty(lengths, c.max_new, c.overlong)
+        advantages = group_advantages(rewards, G).to(samples.tokens.device)
+        right = correct.view(-1, G).sum(1)
+        for g in ((right > 0) & (right < G)).nonzero()[:, 0].tolist():
+            which = list(range(g * G, (g + 1) * G))
+            groups.append(Batch(samples, advantages).part(which))
+        for key, x in zip(seen, (rewards, correct, ~samples.finished.cpu(), lengths), strict=True):
+            seen[key].append(x.float())
+    seen = {key: torch.cat(values) for key, values in seen.items()}
+    metrics = {key: values.mean().item() for key, values in seen.items()}
+    metrics["sampled_tokens"] = int(seen["length"].sum())
+    metrics["group_pass_rate"] = len(groups) * G / len(seen["accuracy"])
+    return groups[: c.prompts], metrics
+
+
+# ---------------------------------------------------------------------- the run
+
+
+@dataclass
+class State:
+    """What a resumed run needs beside its config."""
+
+    model: Transformer
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    step: int = 0
+    n_updates: int = 0
+    position: int = 0  # in the endless order of problems
+    cpu_seconds: float = 0.0  # spent by earlier processes
+    wall_seconds: float = 0.0
+
+    def clocks(self) -> dict:
+        """CPU and wall seconds of the run so far, this process included."""
+        cpu, wall = time.process_time(), time.perf_counter() - START
+        return dict(cpu_seconds=self.cpu_seconds + cpu, wall_seconds=self.wall_seconds + wall)
+
+    def save(self, path: Path) -> None:
+        counts = dict(step=self.step, n_updates=self.n_updates, position=self.position)
+        states = {k: getattr(self, k).state_dict() for k in ("model", "optimizer")}
+        states["generator"] = self.generator.get_state()
+        parallel.save(path, counts | states | self.clocks())
+
+    def load(self, path: Path) -> None:
+        saved = parallel.load(path, self.model.head_weight.device)
+        try:
+            self.model.load_state_dict(saved.pop("model"))
+            self.optimizer.load_state_dict(saved.pop("optimizer"))
+            self.generator.set_state(saved.pop("generator").cpu())
+            self.__dict__.update(saved)
+        except (KeyError, RuntimeError, ValueError) as e:
+            first = str(e).splitlines()[0]
+            raise UserError(f"{path} does not belong to this configuration: {first}") from None
+
+
+def step(
+    state: State, world: Countdown, tokenizer: Tokenizer, problems: list[Problem], c: Config
+) -> dict:
+    """One rollout and its optimizer updates; returns the line of metrics."""
+    clock = time.perf_counter()
+    groups, metrics = collect(state, world, tokenizer, problems, c)
+    sampled = time.perf_counter()
+    metrics["groups"] = len(groups)
+    n_updates = min(c.updates, len(groups))
+    bounds = [u * len(groups) // n_updates for u in range(n_updates + 1)] if groups else [0]
+    sums = []
+    for u, (a, b) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        done = update(state.model, join(groups[a:b]), c, state.generator, first=u == 0)
+        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), c.grad_clip).item()
+        if not (math.isfinite(done["loss"]) and math.isfinite(norm)):
+            raise UserError(
+                f"step {state.step + 1}, update {u + 1}: loss {done['loss']} and gradient norm "
+                f"{norm} are not finite; start again with a lower --lr"
+            )
+        for group in state.optimizer.param_groups:
+            group["lr"] = c.lr * min(1.0, (state.n_updates + 1) / max(c.warmup, 1))
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.n_updates += 1
+        sums.append(done | dict(grad_norm=norm))
+    state.step += 1
+    trained = time.perf_counter()
+    if sums:
+        total = {k: sum(s[k] for s in sums) for k in sums[0]}
+        metrics |= {k: total[k] / n_updates for k in ("loss", "grad_norm", "tau")} | dict(
+            kept_fraction=total["kept"] / total["tokens"],
+            entropy=(total["h_kept"] + total["h_dropped"]) / total["tokens"],
+            entropy_kept=total["h_kept"] / total["kept"],
+            entropy_dropped=total["h_dropped"] / max(total["tokens"] - total["kept"], 1),
+            clip_fraction=total["clipped"] / total["kept"],
+            max_dlogp=sums[0]["max_dlogp"],  # of the first update: the model still is the sampler
+            update_tok_s=total["tokens"] / (trained - sampled),
+        )
+    metrics["rollout_tok_s"] = metrics["sampled_tokens"] / (sampled - clock)
+    return dict(step=state.step) | metrics | dict(seconds=trained - clock)
+
+
+def join(batches: list[Batch]) -> Batch:
+    """Several batches as one."""
+    advantages = torch.cat([b.advantages for b in batches])
+    return Batch(Rollout.join([b.samples for b in batches]), advantages)
+
+
+def open_run(c: Config) -> Path:
+    """The run's folder, config.json written or, if the folder holds a run already, compared."""
+    folder = Path(c.out or f"runs/{c.keep}-rho{c.rho:g}-seed{c.seed}")
+    path = folder / "config.json"
+    mine = {k: v for k, v in asdict(c).items() if k not in ("out", "resume")}
+    if not path.exists():
+        parallel.write_json(path, mine)
+    theirs = read_config(path)
+    other = [f"--{k} {theirs[k]} there, {mine[k]} here" for k in mine if mine[k] != theirs[k]]
+    if other:
+        raise UserError(
+            f"{folder} holds a run of another config ({'; '.join(other)}); choose another --out"
+        )
+    return folder
+
+
+def read_config(path: Path) -> dict:
+    """A run's config.json, with exactly the known keys."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise UserError(f"{path} is missing or not JSON: no run was started there") from None
+    known = {f.name for f in fields(Config)} - {"out", "resume"}
+    if not isinstance(values, dict) or set(values) != known:
+        odd = set(values) ^ known if isinstance(values, dict) else {"the whole file"}
+        raise UserError(f"{path}: unknown or missing: {', '.join(sorted(odd))}; another version's?")
+    return values
+
+
+def train(
+    state: State, folder: Path, world: Countdown, tokenizer: Tokenizer, c: Config, stop: Callable
+) -> None:
+    """Steps up to `c.steps`, a line of metrics each, a checkpoint every `c.save_every`; when
+    `stop()` it saves and raises KeyboardInterrupt."""
+    splits = world.splits()
+    bar = tqdm(total=c.steps, initial=state.step, desc=f"rlvr {c.keep}", unit="step")
+    with bar, open(folder / "metrics.jsonl", "a") as log:
+        while state.step < c.steps:
+            line = step(state, world, tokenizer, splits["train"], c)
+            if c.eval_every and state.step % c.eval_every == 0:
+                found, _ = study.measure(
+                    state.model, world, tokenizer, splits["val"], c.eval_k, c.max_new
+                )
+                line |= {f"val_{k}": v for k, v in found.items() if k != "interval"}
+            log.write(json.dumps(line) + "\n")
+            log.flush()
+            shown = ("reward", "kept_fraction", "tau", "grad_norm", "rollout_tok_s", "update_tok_s")
+            bar.set_postfix({k: f"{line[k]:.3g}" for k in shown if k in line}, refresh=False)
+            bar.update()
+            stopping = stop()
+            if stopping or state.step % c.save_every == 0 or state.step == c.steps:
+                os.fsync(log.fileno())  # before the checkpoint: it must not be ahead of the log
+                state.save(folder / "checkpoint.pt")
+            if stopping:
+                raise KeyboardInterrupt
+
+
+def run(c: Config, stop: Callable[[], bool]) -> dict:
+    """The whole study: a base model, what it does, RLVR, what that changed.  Returns the
+    summary."""
+    torch.set_num_threads(c.threads)
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
+    device = torch.device(best if c.device == "auto" else c.device)
+    world, folder = c.world(), open_run(c)
+    tokenizer, splits = world.tokenizer(), world.splits()
+    print(f"run folder {folder}; " + ", ".join(f"{len(p)} {k} problems" for k, p in splits.items()))
+    model, base_cpu = pretrain.base_model(c.base(), world, stop)
+    model.to(device)
+    generator = torch.Generator(device).manual_seed(c.seed)
+    optimizer = pretrain.make_optimizer(model, c.lr, c.weight_decay, c.beta2)
+    state = State(model, optimizer, generator, cpu_seconds=base_cpu)
+
+    def look(title: str) -> dict:
+        found, samples = study.measure(model, world, tokenizer, splits["test"], c.eval_k, c.max_new)
+        print("\n" + study.describe(f"{title}, test split", found, samples, tokenizer), flush=True)
+        return found
+
+    before = look("base model")
+    if (folder / "checkpoint.pt").exists():
+        state.load(folder / "checkpoint.pt")
+        print(f"continuing after step {state.step} of {c.steps}")
+    parallel.cut_lines(folder / "metrics.jsonl", state.step)  # logged after the checkpoint: redone
+    train(state, folder, world, tokenizer, c, stop)
+    parallel.save_model(folder, model, tokenizer.words)
+    after = look(f"after RLVR, --keep {c.keep} --rho {c.rho:g}")
+
+    lines = [json.loads(line) for line in open(folder / "metrics.jsonl")]
+    kept = [line["kept_fraction"] for line in lines if "kept_fraction" in line]
+    summary = dict(
+        test_accuracy_base=before["accuracy"],
+        test_accuracy_base_interval=before["interval"],
+        test_accuracy=after["accuracy"],
+        test_accuracy_interval=after["interval"],
+        arithmetic_base=before["arithmetic"],
+        arithmetic=after["arithmetic"],
+        kept_fraction=sum(kept) / max(len(kept), 1),
+        **state.clocks(),
+        seed=c.seed,
+        keep=c.keep,
+        rho=c.rho,
+    )
+    parallel.write_json(folder / "summary.json", summary)
+    return summary
+
+
+def parse(argv: list[str]) -> Config:
+    """Command line -> Config; UserError for an unknown flag or a value out of range."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, allow_abbrev=False)
+
+    def fail(message: str) -> None:
+        raise UserError(f"{message}; python fork_gpt.py --help lists the flags")
+
+    parser.error = fail
+    for f in fields(Config):
+        text = f"{f.metadata['help']} (default: {f.default!r})"
+        options = dict(type=type(f.default), choices=f.metadata["choices"], help=text)
+        parser.add_argument("--" + f.name.replace("_", "-"), **options)  # None: not given
+    given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
+    if folder := given.pop("resume", None):
+        if given:
+            fail(f"--resume takes its flags from the run folder; drop --{next(iter(given))}")
+        given = read_config(Path(folder) / "config.json") | dict(out=folder)
+    c = Config(**given)
+    check(c)
+    return c
+
+
+def check(c: Config) -> None:
+    """UserError for a value that no run can have."""
+    rules = [
+        ("rho", 0 < c.rho <= 1, "in (0, 1]: it is the share of tokens kept"),
+        ("group", c.group >= 2, "at least 2: an advantage compares the answers of a group"),
+        ("temperature", c.temperature > 0, "above 0: greedy answers of a group are all the same"),
+        ("oversample", c.oversample >= 1, "at least 1"),
+        ("overlong", 0 <= c.overlong <= c.max_new, "from 0 to --max-new"),
+        ("clip_low", 0 < c.clip_low < 1, "in (0, 1)"),
+        ("clip_high", c.clip_high > 0, "above 0"),
+        ("dual_clip", c.dual_clip == 0 or c.dual_clip > 1, "0 or above 1"),
+        ("size", c.size in SIZES, f"one of {', '.join(SIZES)}"),
+        (
+            "ops",
+            bool(c.ops) and all("+-*/".count(o) == c.ops.count(o) for o in c.ops),
+            "some of +-*/",
+        ),
+        ("n_numbers", 2 <= c.n_numbers <= 6, "from 2 to 6"),
+        ("max_value", 1 <= c.max_number <= c.max_value, "at least --max-number, which is >= 1"),
+    ]
+    counts = "steps prompts updates rounds max_new microbatch threads save_every eval_k"
+    sizes = "lr warmup weight_decay eval_every seed beta2 grad_clip"
+    rules += [(k, getattr(c, k) >= 1, "at least 1") for k in (counts + " pretrain_steps").split()]
+    rules += [(k, 0 <= getattr(c, k) < math.inf, "at least 0, finite") for k in sizes.split()]
+    for name, good, rule in rules:
+        if not good:
+            flag, value = "--" + name.replace("_", "-"), getattr(c, name)
+            raise UserError(f"{flag} {value} is out of range: it must be {rule}")
+
+
+def main(argv: list[str]) -> int:
+    try:
+        c = parse(argv)
+        try:
+            summary = run(c, parallel.stop_on_signal())
+        except KeyboardInterrupt:
+            where = open_run(c)
+            print(f"\nstopped; to continue: python fork_gpt.py --resume {where}", file=sys.stderr)
+            return 130
+    except UserError as e:
+        print(f"fork_gpt: {e}", file=sys.stderr)
+        return 2
+    numbers = {k: v for k, v in summary.items() if isinstance(v, float)}
+    print("\n" + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

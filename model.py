@@ -1,0 +1,303 @@
+"""The transformer in one file: the Qwen3 architecture, dense sizes from 0.3M to 32B parameters.
+
+    python model.py                      # the named sizes and their parameter counts
+
+Pre-norm RMSNorm, per-head QK-norm before rotary embeddings (split halves), grouped-query attention
+with an explicit `head_dim`, SwiGLU, no biases, tied or untied embeddings.  Parameter names are
+those of the published checkpoints.
+
+There is no padding anywhere.  A batch is one packed stream `tokens` (S,) with `cu_seqlens` (B+1,):
+sequence b is tokens[cu_seqlens[b]:cu_seqlens[b+1]].  Training, scoring, prefill and decoding all
+run `Transformer.backbone`; they differ only in the attention function that they hand to it.
+
+Select before the vocabulary: the logits are the largest tensor of RLVR (S x V), and the
+forking-token objective (paper Eq. 6) needs a fifth of their rows.  So `forward` takes the rows that
+matter and applies the head to nothing else.
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import groupby
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+HEAD_CHUNK = 2**26  # logits alive at a time in the head, 256 MiB in fp32
+
+
+@dataclass(frozen=True)
+class Config:
+    """A model's shape.  `head_dim` is its own number: Qwen3-0.6B is 1024 wide with 16 heads of
+    128."""
+
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_kv_head: int
+    head_dim: int
+    n_mlp: int
+    vocab_size: int = 151_936
+    tie_embeddings: bool = True
+    rope_theta: float = 1e6
+    norm_eps: float = 1e-6
+
+
+SIZES = {
+    # the small world's: a laptop core trains them in minutes; the vocabulary is the world's
+    "tiny": Config(96, 3, 3, 1, 32, 256, rope_theta=1e4),
+    "mini": Config(128, 4, 4, 2, 32, 384, rope_theta=1e4),
+    "small": Config(192, 4, 6, 2, 32, 576, rope_theta=1e4),
+    # the published ones
+    "Qwen3-0.6B": Config(1024, 28, 16, 8, 128, 3072),
+    "Qwen3-1.7B": Config(2048, 28, 16, 8, 128, 6144),
+    "Qwen3-4B": Config(2560, 36, 32, 8, 128, 9728),
+    "Qwen3-8B": Config(4096, 36, 32, 8, 128, 12288, tie_embeddings=False),
+    "Qwen3-14B": Config(5120, 40, 40, 8, 128, 17408, tie_embeddings=False),
+    "Qwen3-32B": Config(5120, 64, 64, 8, 128, 25600, tie_embeddings=False),
+}
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Half precision becomes fp32 (bf16 entropies quantise the ranking); fp64, used by the tests,
+    stays."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def positions_of(cu_seqlens: Tensor) -> Tensor:
+    """(B+1,) starts to (S,) int64: each token's place in its own sequence, counted from 0."""
+    lengths = cu_seqlens.diff().long()
+    starts = cu_seqlens[:-1].long().repeat_interleave(lengths)  # (S,)
+    return torch.arange(len(starts), device=starts.device) - starts
+
+
+def rope(positions: Tensor, config: Config, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin of every position's angles, (S, 1, head_dim / 2), computed in fp32 and cast once:
+    fp32 tables would promote q and k silently."""
+    half = config.head_dim // 2
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    powers = torch.arange(half, dtype=wide, device=positions.device) / half
+    angles = positions[:, None].to(wide) * config.rope_theta**-powers  # (S, hd/2)
+    return angles.cos()[:, None].to(dtype), angles.sin()[:, None].to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of (S, heads, head_dim): the two *halves* are the coordinates, not
+    neighbouring pairs."""
+    x1, x2 = x.chunk(2, dim=-1)
+    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
+
+
+@cache
+def _varlen() -> Callable:
+    """torch's variable-length flash attention, causal; `enable_gqa` exists (and is required) only
+    from 2.13 on."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    gqa = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+    return partial(varlen_attn, window_size=(-1, 0), **gqa)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Causal attention inside every sequence of a packed stream.
+
+    q (S, n_head, hd), k and v (S, n_kv_head, hd) -> (S, n_head, hd).  CUDA half precision runs one
+    kernel over the stream; everywhere else each run of equally long neighbours is one batched call,
+    so sort sequences by length.
+    """
+    lengths = cu_seqlens.diff()
+    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
+        longest = int(lengths.max())
+        cu = cu_seqlens.int()
+        return _varlen()(q, k, v, cu, cu, longest, longest)
+    runs = [(length, len(list(same))) for length, same in groupby(lengths.tolist())]
+    sizes = [length * n for length, n in runs]
+    out = []
+    for (length, n), *qkv in zip(runs, q.split(sizes), k.split(sizes), v.split(sizes), strict=True):
+        q_, k_, v_ = (
+            x.unflatten(0, (n, length)).transpose(1, 2) for x in qkv
+        )  # (n, heads, length, hd)
+        o = F.scaled_dot_product_attention(q_, k_, v_, is_causal=True, enable_gqa=True)
+        out.append(o.transpose(1, 2).flatten(0, 1))  # (n * length, n_head, hd)
+    return torch.cat(out)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    def __init__(self, c: Config):
+        super().__init__()
+        self.head_dim = c.head_dim
+        self.q_proj = nn.Linear(c.n_embd, c.n_head * c.head_dim, bias=False)
+        self.k_proj = nn.Linear(c.n_embd, c.n_kv_head * c.head_dim, bias=False)
+        self.v_proj = nn.Linear(c.n_embd, c.n_kv_head * c.head_dim, bias=False)
+        self.o_proj = nn.Linear(c.n_head * c.head_dim, c.n_embd, bias=False)
+        self.q_norm = RMSNorm(c.head_dim, c.norm_eps)
+        self.k_norm = RMSNorm(c.head_dim, c.norm_eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Callable) -> Tensor:
+        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # (S, n_head, hd)
+        k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # (S, n_kv_head, hd)
+        v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # (S, n_kv_head, hd)
+        q = rotate(self.q_norm(q), cos, sin)
+        k = rotate(self.k_norm(k), cos, sin)
+        return self.o_proj(attend(q, k, v).flatten(-2))  # (S, n_embd)
+
+
+class MLP(nn.Module):
+    def __init__(self, c: Config):
+        super().__init__()
+        self.gate_proj = nn.Linear(c.n_embd, c.n_mlp, bias=False)
+        self.up_proj = nn.Linear(c.n_embd, c.n_mlp, bias=False)
+        self.down_proj = nn.Linear(c.n_mlp, c.n_embd, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, c: Config):
+        super().__init__()
+        self.input_layernorm = RMSNorm(c.n_embd, c.norm_eps)
+        self.self_attn = Attention(c)
+        self.post_attention_layernorm = RMSNorm(c.n_embd, c.norm_eps)
+        self.mlp = MLP(c)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Callable) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Transformer(nn.Module):
+    """Qwen3.  A tied model has no `lm_head` at all, as the published tied checkpoints have none."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.model = nn.ModuleDict(
+            dict(
+                embed_tokens=nn.Embedding(config.vocab_size, config.n_embd),
+                layers=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+                norm=RMSNorm(config.n_embd, config.norm_eps),
+            )
+        )
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+
+    def init_weights(self, generator: torch.Generator | None = None) -> "Transformer":
+        """Normal(0, 1/sqrt(n_embd)), the two projections into the residual stream smaller by sqrt(2
+        n_layer); norms 1.
+
+        A fixed 0.02 is that of a 2,500-wide model: at width 96 it costs the small world a percent
+        of arithmetic."""
+        for name, p in self.named_parameters():
+            if p.ndim == 2:
+                into_stream = name.endswith(("o_proj.weight", "down_proj.weight"))
+                std = self.config.n_embd**-0.5
+                nn.init.normal_(
+                    p,
+                    0.0,
+                    std / math.sqrt(2 * self.config.n_layer) if into_stream else std,
+                    generator=generator,
+                )
+        return self
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, n_embd): the output matrix, which tied models share with the embedding."""
+        return self.model.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight
+
+    def backbone(self, tokens: Tensor, positions: Tensor, attend: Callable) -> Tensor:
+        """tokens and positions (S,) -> last hidden states (S, n_embd), normed.
+
+        `attend(layer, q, k, v)` is the one thing that differs between a packed forward and a decode
+        step.
+        """
+        x = self.model.embed_tokens(tokens)  # (S, n_embd)
+        cos, sin = rope(positions, self.config, x.dtype)  # (S, 1, hd/2)
+        for i, block in enumerate(self.model.layers):
+            x = block(x, cos, sin, partial(attend, i))
+        return self.model.norm(x)
+
+    def hidden(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Packed stream (S,) -> (S, n_embd)."""
+        return self.backbone(
+            tokens, positions_of(cu_seqlens), lambda _, q, k, v: attend(q, k, v, cu_seqlens)
+        )
+
+    def logits(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Packed stream (S,) -> (S, V), all of them, in the model's dtype: for tests and small
+        inputs."""
+        return F.linear(self.hidden(tokens, cu_seqlens), self.head_weight)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        cu_seqlens: Tensor,
+        rows: Tensor,
+        targets: Tensor,
+        temperature: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of `targets` and entropies (nats, no gradient) at the selected rows
+        only.
+
+        tokens (S,), cu_seqlens (B+1,); rows (K,) int64 are positions in the stream whose *next*
+        token is the target (K,).  Both results are (K,) fp32, of softmax(logits.float() /
+        temperature).  Under `torch.no_grad()` with the rows of all response tokens it is the
+        entropy pre-pass.
+        """
+        h = self.hidden(tokens, cu_seqlens)[rows]  # (K, n_embd)
+        weight = self.head_weight
+        size = max(1, HEAD_CHUNK // len(weight))
+        if len(h) <= size:
+            return head(h, weight, targets, temperature)
+        # several chunks: each recomputes its logits in the backward pass instead of keeping them
+        recompute = (
+            partial(checkpoint, head, use_reentrant=False) if torch.is_grad_enabled() else head
+        )
+        chunks = [
+            recompute(x, weight, y, temperature)
+            for x, y in zip(h.split(size), targets.split(size), strict=True)
+        ]
+        logprobs, entropy = zip(*chunks, strict=True)
+        return torch.cat(logprobs), torch.cat(entropy)
+
+
+def head(h: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """h (K, n_embd), weight (V, n_embd), targets (K,) -> log-probs (K,) and entropies (K,) in nats,
+    both fp32.
+
+    H = -sum_v p_v log p_v with p = softmax(h W^T / temperature), paper Eq. 1; only the log-probs
+    carry gradient.
+    """
+    logp = (at_least_fp32(F.linear(h, weight)) / temperature).log_softmax(-1)  # (K, V)
+    return logp.gather(-1, targets[:, None])[:, 0], entropy_of(logp.detach())
+
+
+def entropy_of(logp: Tensor) -> Tensor:
+    """Log-probabilities (..., V) -> entropy (...) in nats."""
+    return -torch.linalg.vecdot(logp.exp(), logp)
+
+
+def count_parameters(config: Config) -> int:
+    """Number of parameters, counted on the meta device: nothing is allocated."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in Transformer(config).parameters())
+
+
+if __name__ == "__main__":
+    for name, config in SIZES.items():
+        print(f"{name:12s} {count_parameters(config) / 1e6:10.1f}M  {config}")

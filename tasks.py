@@ -1,0 +1,261 @@
+"""Where problems and rewards come from: Countdown, a world in which search can be seen.
+
+    python tasks.py                       # sizes of the splits, a problem, three search traces
+
+A problem gives numbers and a goal: combine all the numbers, each once, into the goal.  A *search
+trace* tries, and "." ends it:
+
+    use 8 3 goal 24 ; try 8 + 3 = 11 no wait left 8 3 goal 24 ; try 8 * 3 = 24 yes answer 8 * 3 .
+
+After a "no" it may `wait` (start over), go `back` (to the last numbers with a try left) or `stop`.
+Which operands and which operation are a free choice, a fork; the arithmetic and the bookkeeping are
+determined.  The goal is restated before each choice: a model this small never learns to compare
+with a number far behind it.
+"""
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache, reduce
+from itertools import combinations, combinations_with_replacement
+
+from tokenizer import Tokenizer, word_tokenizer
+
+EOS = "."
+WORDS = [EOS, *"use goal ; try = left no yes wait back stop answer ( )".split()]
+MAX_ANSWER, MAX_DEPTH = (
+    400,
+    30,
+)  # characters and parentheses of an answer: far more than 8 numbers need
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """`numbers` descending, each to be used exactly once, to make `goal`."""
+
+    numbers: tuple[int, ...]
+    goal: int
+
+    @property
+    def prompt(self) -> str:
+        return f"use {' '.join(map(str, self.numbers))} goal {self.goal} ;"
+
+
+@dataclass(frozen=True)
+class Countdown:
+    """A world's rules.  Every value met on the way is an integer from 0 to `max_value`; `/` must
+    divide."""
+
+    n_numbers: int = 3
+    max_number: int = 9
+    ops: str = "+-*"
+    max_value: int = 30
+    min_goal: int = 3
+
+    def tokenizer(self) -> Tokenizer:
+        return word_tokenizer([*WORDS, *self.ops, *map(str, range(self.max_value + 1))])
+
+    def moves(self, numbers: tuple[int, ...]) -> list[tuple[int, str, int, int, tuple[int, ...]]]:
+        """Every (a, op, b, result, numbers left) from here, larger operand first, without
+        repetition."""
+        out = {}
+        for i, j in combinations(range(len(numbers)), 2):
+            a, b = max(numbers[i], numbers[j]), min(numbers[i], numbers[j])
+            rest = numbers[:i] + numbers[i + 1 : j] + numbers[j + 1 :]
+            for op in self.ops:
+                if op == "/" and (b == 0 or a % b):
+                    continue
+                c = {"+": a + b, "-": a - b, "*": a * b, "/": a // max(b, 1)}[op]
+                if c <= self.max_value:  # the same try may leave the same numbers in another order
+                    out.setdefault((a, op, b, tuple(sorted(rest))), (a, op, b, c, (c, *rest)))
+        return list(out.values())
+
+    def reachable(self, numbers: tuple[int, ...]) -> frozenset[int]:
+        """All values that using every number once can make."""
+        return _reachable(self, tuple(sorted(numbers)))
+
+    def problems(self) -> list[Problem]:
+        """Every solvable problem of this world, in a fixed order."""
+        sets = combinations_with_replacement(range(self.max_number, 0, -1), self.n_numbers)
+        return [
+            Problem(s, g) for s in sets for g in sorted(self.reachable(s)) if g >= self.min_goal
+        ]
+
+    def splits(self, test: float = 0.15, val: float = 0.15) -> dict[str, list[Problem]]:
+        """Disjoint "train", "val" and "test" problems, the same on every machine and for every seed
+        of a run.
+
+        No number multiset of the test split occurs in the other two; validation problems are only
+        new as (numbers, goal) pairs.  Validation is for choosing settings, test for the final table
+        alone.
+        """
+        rng = random.Random(0)
+        out = {"train": [], "val": [], "test": []}
+        held_out = {}
+        for p in self.problems():
+            if p.numbers not in held_out:
+                held_out[p.numbers] = rng.random() < test
+            split = "test" if held_out[p.numbers] else "val" if rng.random() < val else "train"
+            out[split].append(p)
+        for problems in out.values():
+            rng.shuffle(problems)
+        return out
+
+    def trace(
+        self,
+        problem: Problem,
+        rng: random.Random,
+        skill: float,
+        attempts: int = 6,
+        p_stop: float = 0.3,
+    ) -> str:
+        """A search trace for `problem`, prompt excluded, ending in ".".
+
+        `skill` is the chance that the whole trace prefers moves after which the goal can still be
+        reached; otherwise its moves are uniform.  No finished attempt is repeated.  After a "no" it
+        stops with chance `p_stop` (always after `attempts`), else it starts over or goes back one
+        try.
+        """
+        guided = rng.random() < skill
+        start = [(n, str(n)) for n in problem.numbers]  # values with the expressions that made them
+        path, words, tried = (), [], 0  # path: the moves that led here
+        failed = set()  # paths below which nothing is left to try
+
+        def state(path: tuple) -> list[tuple[int, str]]:
+            return reduce(_apply, path, start)
+
+        def moves(path: tuple) -> list:
+            found = self.moves(tuple(v for v, _ in state(path)))
+            return [m for m in found if (*path, m) not in failed]
+
+        while True:
+            choice = moves(path)
+            if guided:
+                choice = [m for m in choice if problem.goal in self.reachable(m[4])] or choice
+            a, op, b, c, _ = move = rng.choice(choice)
+            path = (*path, move)
+            words += ["try", str(a), op, str(b), "=", str(c)]
+            if len(path) < len(start) - 1:
+                words += _left(state(path), problem.goal)
+                continue
+            if c == problem.goal:
+                return " ".join([*words, "yes", "answer", state(path)[0][1], EOS])
+            words.append("no")
+            tried += 1
+            failed.add(path)
+            while path and not moves(
+                path[:-1]
+            ):  # the last way below a node failed: so did the node
+                path = path[:-1]
+                failed.add(path)
+            if not path or tried == attempts or rng.random() < p_stop:
+                return " ".join([*words, "stop", EOS])
+            back = len(path) > 1 and rng.random() < 0.5
+            path = path[:-1] if back else ()
+            words += ["back" if back else "wait", *_left(state(path), problem.goal)]
+
+    def reward(self, problem: Problem, response: str) -> float:
+        """1.0 when the response ends in "." and the text after its last "answer" is an expression
+        over exactly the given numbers that equals the goal, else 0.0.  Never raises, whatever the
+        text."""
+        text, found, answer = response.rpartition("answer ")
+        if not found or not answer.rstrip().endswith(EOS):
+            return 0.0
+        parsed = evaluate(answer.rstrip().removesuffix(EOS))
+        return float(
+            parsed is not None
+            and parsed[0] == problem.goal
+            and parsed[1] == sorted(problem.numbers)
+        )
+
+
+def _apply(items: list[tuple[int, str]], move: tuple) -> list[tuple[int, str]]:
+    """The (value, expression) items after a move: its result first, then what was left, in
+    order."""
+    a, op, b, c, _ = move
+    rest = list(items)
+    pair = []
+    for value in (a, b):
+        i = next(i for i, (v, _) in enumerate(rest) if v == value)
+        expression = rest.pop(i)[1]
+        pair.append(f"( {expression} )" if " " in expression else expression)
+    return [(c, f"{pair[0]} {op} {pair[1]}"), *rest]
+
+
+def _left(items: list[tuple[int, str]], goal: int) -> list[str]:
+    return ["left", *(str(v) for v, _ in items), "goal", str(goal), ";"]
+
+
+@cache
+def _reachable(world: Countdown, numbers: tuple[int, ...]) -> frozenset[int]:
+    if len(numbers) == 1:
+        return frozenset(numbers)
+    return frozenset().union(
+        *(_reachable(world, tuple(sorted(m[4]))) for m in world.moves(numbers))
+    )
+
+
+def evaluate(text: str) -> tuple[Fraction, list[int]] | None:
+    """Value of an arithmetic expression and the sorted numbers it uses, or None when it is not one.
+
+    Exact rationals, + - * / and parentheses, usual precedence; anything else, a division by zero,
+    numbers of more than 6 digits, more than MAX_ANSWER characters or MAX_DEPTH parentheses are
+    None.
+    """
+    if len(text) > MAX_ANSWER or text.count("(") > MAX_DEPTH:
+        return None
+    if re.fullmatch(r"(?:[0-9]{1,6}(?![0-9])|[-+*/() ])*", text) is None:
+        return None
+    tokens = re.findall(r"[0-9]+|[-+*/()]", text)[::-1]  # a stack: its end is the next token
+    used = []
+
+    def operand() -> Fraction:
+        token = tokens.pop()
+        if token == "(":
+            value = total()
+            if tokens.pop() != ")":
+                raise ValueError
+            return value
+        used.append(int(token))
+        return Fraction(used[-1])
+
+    def product() -> Fraction:
+        value = operand()
+        while tokens and tokens[-1] in "*/":
+            value = value * operand() if tokens.pop() == "*" else value / operand()
+        return value
+
+    def total() -> Fraction:
+        value = product()
+        while tokens and tokens[-1] in "+-":
+            value = value + product() if tokens.pop() == "+" else value - product()
+        return value
+
+    try:
+        value = total()
+    except (
+        ValueError,
+        IndexError,
+        ZeroDivisionError,
+    ):  # not a number where one must stand; text ends early; x / 0
+        return None
+    return None if tokens else (value, sorted(used))
+
+
+def arithmetic(text: str) -> Iterator[bool]:
+    """For every statement "a op b = c" in a trace, whether it is true."""
+    for a, op, b, c in re.findall(r"\b(\d{1,6}) ([-+*/]) (\d{1,6}) = (\d{1,6})\b", text):
+        value = evaluate(f"{a} {op} {b}")
+        yield value is not None and value[0] == int(c)
+
+
+if __name__ == "__main__":
+    world = Countdown()
+    splits = world.splits()
+    print(world, {name: len(problems) for name, problems in splits.items()})
+    for i in range(3):
+        print(
+            splits["train"][0].prompt, world.trace(splits["train"][0], random.Random(i), skill=0.4)
+        )

@@ -1,0 +1,306 @@
+"""The transformer: equal to transformers' Qwen3, and its selected rows equal to the naive head."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+import model
+from model import SIZES, Config, Transformer, count_parameters, entropy_of, head, positions_of
+
+LENGTHS = [7, 1, 12, 5, 5, 3]  # odd ones, a single token, equal neighbours
+# (tied, key-value heads, head_dim); 48 / 4 = 12 is the head_dim that a wrong model would assume
+SHAPES = [
+    (tied, n_kv_head, head_dim)
+    for tied in (True, False)
+    for n_kv_head, head_dim in ((1, 16), (2, 16), (4, 16), (2, 12), (4, 8))
+]
+
+
+def tiny(tied: bool = True, n_kv_head: int = 2, head_dim: int = 16, seed: int = 0) -> Transformer:
+    """A random model; its norms are not 1, so that a forgotten one shows."""
+    config = Config(48, 2, 4, n_kv_head, head_dim, 80, 67, tied, rope_theta=1e4)
+    generator = torch.Generator().manual_seed(seed)
+    ours = Transformer(config).init_weights(generator)
+    with torch.no_grad():
+        for p in ours.parameters():
+            if p.ndim == 1:
+                p.add_(0.3 * torch.randn(p.shape, generator=generator))
+    return ours
+
+
+def peer_config(c: Config) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=c.vocab_size,
+        hidden_size=c.n_embd,
+        intermediate_size=c.n_mlp,
+        num_hidden_layers=c.n_layer,
+        num_attention_heads=c.n_head,
+        num_key_value_heads=c.n_kv_head,
+        head_dim=c.head_dim,
+        rms_norm_eps=c.norm_eps,
+        rope_parameters=dict(rope_type="default", rope_theta=c.rope_theta),
+        tie_word_embeddings=c.tie_embeddings,
+        attn_implementation="eager",
+    )
+
+
+def peer(ours: Transformer) -> Qwen3ForCausalLM:
+    """transformers' model with the same weights, copied by equal names."""
+    theirs = Qwen3ForCausalLM(peer_config(ours.config)).eval()
+    weights = dict(theirs.named_parameters())
+    assert weights.keys() == dict(ours.named_parameters()).keys()
+    with torch.no_grad():
+        for name, p in ours.named_parameters():
+            assert p.shape == weights[name].shape, name
+            weights[name].copy_(p)
+    return theirs
+
+
+def stream(lengths: list[int] = LENGTHS, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random tokens, packed: (S,) and (B+1,)."""
+    generator = torch.Generator().manual_seed(seed)
+    cu_seqlens = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int()
+    return torch.randint(67, (sum(lengths),), generator=generator), cu_seqlens
+
+
+def next_rows(lengths: list[int] = LENGTHS) -> torch.Tensor:
+    """Positions whose next token is in the same sequence."""
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    pairs = zip(starts, lengths, strict=True)
+    return torch.tensor([s + i for s, n in pairs for i in range(n - 1)])
+
+
+# ------------------------------------------------------------------ against transformers
+
+
+@pytest.mark.parametrize("tied, n_kv_head, head_dim", SHAPES)
+def test_logits_and_gradients_equal_transformers(tied, n_kv_head, head_dim):
+    ours = tiny(tied, n_kv_head, head_dim)
+    theirs = peer(ours)
+    tokens, cu_seqlens = stream()
+    expected = [theirs(x[None]).logits[0] for x in tokens.split(LENGTHS)]
+    assert_close(ours.logits(tokens, cu_seqlens), torch.cat(expected), rtol=0, atol=1e-5)
+
+    rows = next_rows()
+    (-ours(tokens, cu_seqlens, rows, tokens[rows + 1])[0].sum()).backward()
+    parts = zip(expected, tokens.split(LENGTHS), strict=True)
+    sum(F.cross_entropy(x[:-1], y[1:], reduction="sum") for x, y in parts).backward()
+    for name, p in theirs.named_parameters():
+        error = (ours.get_parameter(name).grad - p.grad).norm() / p.grad.norm()
+        assert error < 1e-5, (name, float(error))
+
+
+@pytest.mark.parametrize("tied", (True, False))
+def test_a_published_checkpoint_file_loads_by_its_names(tied, tmp_path):
+    """`save_pretrained` writes the names of the published files; a tied one has no lm_head."""
+    theirs = Qwen3ForCausalLM(peer_config(tiny(tied).config)).eval()
+    theirs.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert ("lm_head.weight" in weights) == (not tied)
+    ours = tiny(tied)
+    assert ours.state_dict().keys() == weights.keys()
+    ours.load_state_dict(weights, strict=True)
+    tokens, cu_seqlens = stream([9])
+    assert_close(ours.logits(tokens, cu_seqlens), theirs(tokens[None]).logits[0], rtol=0, atol=1e-5)
+
+
+PUBLISHED = {
+    "Qwen3-0.6B": 596_049_920,
+    "Qwen3-1.7B": 1_720_574_976,
+    "Qwen3-4B": 4_022_468_096,
+    "Qwen3-8B": 8_190_735_360,
+    "Qwen3-14B": 14_768_307_200,
+    "Qwen3-32B": 32_762_123_264,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_have_the_published_number_of_parameters(name):
+    assert count_parameters(SIZES[name]) == PUBLISHED[name]
+    assert SIZES[name].rope_theta == 1e6 and SIZES[name].norm_eps == 1e-6
+    with torch.device("meta"):
+        theirs = Qwen3ForCausalLM(peer_config(SIZES[name]))
+        ours = Transformer(SIZES[name])
+    shapes = {n: p.shape for n, p in theirs.named_parameters()}
+    assert {n: p.shape for n, p in ours.named_parameters()} == shapes
+
+
+# ------------------------------------------------------------------ packing
+
+
+def test_positions_start_at_0_in_every_sequence():
+    cu_seqlens = torch.tensor([0, 3, 4, 4, 6], dtype=torch.int32)
+    assert positions_of(cu_seqlens).tolist() == [0, 1, 2, 0, 0, 1]
+
+
+@pytest.mark.parametrize("lengths", (LENGTHS, [4, 4, 4], [1], [9, 1, 1, 2]))
+def test_packed_equals_each_sequence_alone(lengths):
+    ours = tiny()
+    tokens, cu_seqlens = stream(lengths)
+    alone = [ours.logits(x, torch.tensor([0, len(x)])) for x in tokens.split(lengths)]
+    assert_close(ours.logits(tokens, cu_seqlens), torch.cat(alone), rtol=0, atol=2e-6)
+
+
+def test_a_token_sees_its_own_past_and_nothing_else():
+    ours = tiny()
+    tokens, cu_seqlens = stream([5, 5, 6])
+    before = ours.logits(tokens, cu_seqlens)
+    for changed in range(len(tokens)):
+        other = tokens.clone()
+        other[changed] = (other[changed] + 1) % 67
+        moved = (ours.logits(other, cu_seqlens) - before).abs().amax(1) > 1e-5
+        end = min(n for n in (5, 10, 16) if n > changed)
+        assert moved.nonzero()[:, 0].tolist() == list(range(changed, end))
+
+
+def test_initial_weights_have_the_stated_scale_and_follow_the_seed():
+    config = Config(64, 2, 4, 2, 32, 128, 301, tie_embeddings=False)
+    one, two, three = (
+        Transformer(config).init_weights(torch.Generator().manual_seed(s)) for s in (0, 0, 1)
+    )
+    for name, p in one.named_parameters():
+        assert torch.equal(p, two.get_parameter(name))
+        if p.ndim == 1:
+            assert torch.equal(p, torch.ones_like(p))
+            continue
+        assert not torch.equal(p, three.get_parameter(name))
+        into_stream = "o_proj" in name or "down_proj" in name
+        expected = 64**-0.5 / (4**0.5 if into_stream else 1)
+        # 8,192 draws or more: the sample's deviation is off by 1% on average
+        assert float(p.detach().std()) == pytest.approx(expected, rel=0.06)
+
+
+# ------------------------------------------------------------------ selected rows
+
+
+def naive(ours: Transformer, tokens, cu_seqlens, rows, targets, temperature):
+    """All logits, then the selection: what `forward` must equal."""
+    logp = (ours.logits(tokens, cu_seqlens) / temperature).log_softmax(-1)[rows]
+    return logp[torch.arange(len(rows)), targets], -(logp.exp() * logp).sum(-1)
+
+
+def gradients(ours: Transformer) -> dict[str, torch.Tensor]:
+    out = {name: p.grad.clone() for name, p in ours.named_parameters()}
+    ours.zero_grad()
+    return out
+
+
+@pytest.mark.parametrize("tied", (True, False))
+@pytest.mark.parametrize("temperature", (1.0, 0.7))
+def test_selected_rows_equal_the_naive_head_in_fp64(tied, temperature):
+    ours = tiny(tied).double()
+    tokens, cu_seqlens = stream()
+    rows = next_rows()[torch.tensor([20, 3, 4, 11, 3, 0])]  # any order, one of them twice
+    targets = (tokens[rows + 1] + torch.tensor([0, 0, 1, 2, 5, 0])) % 67
+    weights = torch.randn(len(rows), dtype=torch.double, generator=torch.Generator().manual_seed(2))
+    arguments = (tokens, cu_seqlens, rows, targets, temperature)
+
+    logprobs, entropy = ours(*arguments)
+    (logprobs * weights).sum().backward()
+    found = gradients(ours)
+    naive_logprobs, naive_entropy = naive(ours, *arguments)
+    (naive_logprobs * weights).sum().backward()
+    expected = gradients(ours)
+
+    assert_close(logprobs, naive_logprobs, rtol=0, atol=1e-9)
+    assert_close(entropy, naive_entropy, rtol=0, atol=1e-9)
+    assert not entropy.requires_grad
+    for name, g in expected.items():
+        assert_close(found[name], g, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+    # the two temperatures are told apart by this test
+    assert (naive(ours, *arguments[:-1], 0.8)[0] - logprobs).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("tied", (True, False))
+def test_a_chunked_head_changes_no_value_and_no_gradient(tied, monkeypatch):
+    ours = tiny(tied).double()
+    tokens, cu_seqlens = stream()
+    rows = next_rows()[:10]
+    targets = tokens[rows + 1]
+    weights = torch.linspace(-1, 2, 10, dtype=torch.double)
+    whole_logprobs, whole_entropy = ours(tokens, cu_seqlens, rows, targets, 0.7)
+    (whole_logprobs * weights).sum().backward()
+    expected = gradients(ours)
+
+    sizes = []
+
+    def counted(h, *rest):
+        sizes.append(len(h))
+        return head(h, *rest)
+
+    monkeypatch.setattr(model, "head", counted)
+    for limit, chunks in ((3 * 67 + 66, [3, 3, 3, 1]), (5 * 67, [5, 5]), (1, [1] * 10)):
+        monkeypatch.setattr(model, "HEAD_CHUNK", limit)
+        sizes.clear()
+        logprobs, entropy = ours(tokens, cu_seqlens, rows, targets, 0.7)
+        assert sizes == chunks
+        assert_close(logprobs, whole_logprobs, rtol=0, atol=1e-12)
+        assert_close(entropy, whole_entropy, rtol=0, atol=1e-12)
+        (logprobs * weights).sum().backward()
+        assert len(sizes) == 2 * len(chunks)  # recomputed, not kept
+        for name, g in gradients(ours).items():
+            assert_close(g, expected[name], rtol=0, atol=1e-12)
+        with torch.no_grad():  # the entropy pre-pass
+            sizes.clear()
+            assert_close(ours(tokens, cu_seqlens, rows, targets, 0.7)[1], whole_entropy)
+            assert sizes == chunks
+
+
+def test_no_selected_row_gives_no_values():
+    ours = tiny()
+    tokens, cu_seqlens = stream()
+    none = torch.empty(0, dtype=torch.long)
+    logprobs, entropy = ours(tokens, cu_seqlens, none, none)
+    assert logprobs.tolist() == [] and entropy.tolist() == []
+    logprobs.sum().backward()
+    assert all(float(g.abs().max()) == 0 for g in gradients(ours).values())
+
+
+def of_logits(logits: torch.Tensor, targets: list[int], temperature: float = 1.0):
+    """`head` with the identity as its weight: the logits are given directly."""
+    eye = torch.eye(logits.shape[-1], dtype=logits.dtype)
+    return head(logits, eye, torch.tensor(targets), temperature)
+
+
+@pytest.mark.parametrize("temperature", (1.0, 0.7))
+def test_entropy_closed_forms(temperature):
+    V = 50
+    uniform, one_hot, two = torch.full((V,), 3.0), torch.zeros(V), torch.full((V,), -200.0)
+    one_hot[7] = 100.0
+    p = 0.3
+    two[4], two[9] = math.log(p) * temperature, math.log(1 - p) * temperature
+    logprobs, entropy = of_logits(torch.stack((uniform, one_hot, two)), [0, 7, 9], temperature)
+    two_point = -(p * math.log(p) + (1 - p) * math.log(1 - p))
+    assert_close(entropy, torch.tensor([math.log(V), 0.0, two_point]), rtol=0, atol=1e-5)
+    assert_close(logprobs, torch.tensor([-math.log(V), 0.0, math.log(1 - p)]), rtol=0, atol=1e-5)
+    assert abs(float(entropy[1])) < 1e-12
+
+
+def test_a_certain_token_has_entropy_0_not_nan():
+    """0 log 0: probabilities that underflow to 0 while their logarithm is huge."""
+    logprobs, entropy = of_logits(torch.tensor([[0.0, -1e4, -3e38], [3e4, 0.0, 0.0]]), [0, 0])
+    assert entropy.tolist() == [0.0, 0.0] and logprobs.tolist() == [0.0, 0.0]
+    assert float(entropy_of(torch.tensor([0.0, -1e30]))) == 0.0
+
+
+def test_bf16_weights_give_fp32_logprobs_and_entropies():
+    """bf16 entropies tie by the hundred, and the ranking that the method lives on is lost."""
+    ours = tiny().bfloat16()
+    tokens, cu_seqlens = stream()
+    rows = next_rows()
+    targets = tokens[rows + 1]
+    for temperature in (1.0, 0.7):
+        logprobs, entropy = ours(tokens, cu_seqlens, rows, targets, temperature)
+        assert logprobs.dtype == entropy.dtype == torch.float32
+        logits = ours.logits(tokens, cu_seqlens)
+        assert logits.dtype == torch.bfloat16  # nothing on the way was promoted silently
+        logp = (logits[rows].float() / temperature).log_softmax(-1)
+        assert_close(logprobs, logp[torch.arange(len(rows)), targets], rtol=0, atol=1e-5)
+        assert_close(entropy, -(logp.exp() * logp).sum(-1), rtol=0, atol=1e-5)
+        assert len(entropy.unique()) == len(rows)
+        assert len(entropy.bfloat16().unique()) < len(rows)  # what rounding would have done

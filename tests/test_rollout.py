@@ -1,0 +1,546 @@
+"""The sampler: it agrees with the trainer, draws what it says, and loses or repeats no row."""
+
+import math
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+import parallel
+import rollout
+from model import Config, Transformer
+from rollout import KVCache, Rollout, Sampling, colour_trace, decode, generate, prefill, sample
+
+ROOT = Path(__file__).resolve().parent.parent
+V, EOS = 23, 2
+PROMPTS = [[3], [4, 5, 6, 7, 8], [9, 9, 10], [1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 12], [5] * 4]
+TWO = Sampling(temperature=0.6, threshold=2.4, t_fork=1.2)
+ODDS = 1e-6  # false alarms of each chi-square test, were its seed drawn anew
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    config = Config(32, 2, 4, 2, 12, 48, vocab_size=V, rope_theta=1e4)
+    return Transformer(config).init_weights(torch.Generator().manual_seed(0))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def greedy(model, prompts=PROMPTS, G=1, max_new=12, eos=None, **more) -> list[list[int]]:
+    return generate(model, prompts, G, max_new, eos, Sampling(0.0), **more).responses()
+
+
+def trainer_logits(model: Transformer, samples: Rollout) -> torch.Tensor:
+    """The trainer's logits that each sampled token was drawn from, (number of them, V)."""
+    drawn = samples.response.nonzero()[:, 0]
+    with torch.no_grad():
+        return model.logits(samples.tokens, samples.cu_seqlens)[drawn - 1]
+
+
+def mixed_logp(logits: torch.Tensor, how: Sampling) -> torch.Tensor:
+    """The two-temperature distribution, row by row and slowly."""
+    rows = []
+    for row in logits.double():
+        logp = row.log_softmax(-1)
+        fork = how.threshold is not None and -(logp.exp() * logp).sum() >= how.threshold
+        rows.append((row / (how.t_fork if fork else how.temperature)).log_softmax(-1))
+    return torch.stack(rows)
+
+
+# ------------------------------------------------------------------ decode = prefill = trainer
+
+
+def test_decode_equals_prefill_of_the_longer_prompt(model):
+    generator = seeded(1)
+    texts = [torch.randint(V, (n + 6,), generator=generator).tolist() for n in (1, 5, 3, 8)]
+    G, lengths = 2, [len(t) - 6 for t in texts]
+    cache = KVCache(model.config, 4 * G, 14, model.head_weight)
+    with torch.no_grad():
+        prefill(model, cache, [t[:n] for t, n in zip(texts, lengths, strict=True)], 0, G)
+        for step in range(6):
+            at = torch.tensor(lengths).repeat_interleave(G) + step
+            places = zip(texts, lengths, strict=True)
+            last = torch.tensor([t[n + step] for t, n in places]).repeat_interleave(G)
+            found = decode(model, cache, last, at, int(at.max()) + 1)
+            longer = [t[: n + step + 1] for t, n in zip(texts, lengths, strict=True)]
+            scratch = KVCache(model.config, 4, 14, model.head_weight)
+            expected = prefill(model, scratch, longer, 0, 1)
+            assert_close(found, expected.repeat_interleave(G, 0), rtol=0, atol=1e-5)
+            whole = [model.logits(torch.tensor(t), torch.tensor([0, len(t)]))[-1] for t in longer]
+            assert_close(expected, torch.stack(whole), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("check_every", (1, 5))
+@pytest.mark.parametrize("how", (Sampling(), Sampling(0.7), TWO), ids=("T1", "T0.7", "two"))
+@pytest.mark.parametrize("G, max_rows", ((3, 7), (1, 2), (2, 512)))
+def test_recorded_logprobs_and_entropies_are_the_trainers(
+    model, how, G, max_rows, check_every, monkeypatch
+):
+    monkeypatch.setitem(rollout.CHECK_EVERY, "cpu", check_every)
+    samples = generate(model, PROMPTS, G, 20, EOS, how, seeded(), max_rows)
+    lengths = samples.lengths().tolist()
+    assert 1 <= min(lengths) < max(lengths) == 20  # rows ended early, and rows ran to the limit
+    drawn = samples.response.nonzero()[:, 0]
+    tokens, cu = samples.tokens, samples.cu_seqlens
+    logp = mixed_logp(trainer_logits(model, samples), how)
+    expected = logp.gather(-1, tokens[drawn][:, None])[:, 0]
+    assert_close(samples.logprobs[drawn].double(), expected, rtol=0, atol=1e-5)
+    entropy = -(logp.exp() * logp).sum(-1)
+    assert_close(samples.entropy[drawn].double(), entropy, rtol=0, atol=1e-5)
+    if how.threshold is None:  # the very call that the trainer makes
+        with torch.no_grad():
+            logprobs, entropies = model(tokens, cu, drawn - 1, tokens[drawn], how.temperature)
+        assert_close(samples.logprobs[drawn], logprobs, rtol=0, atol=1e-5)
+        assert_close(samples.entropy[drawn], entropies, rtol=0, atol=1e-5)
+    assert samples.logprobs.dtype == samples.entropy.dtype == torch.float32
+    prompt = ~samples.response
+    assert not samples.logprobs[prompt].any() and not samples.entropy[prompt].any()
+
+
+def test_never_written_cache_memory_is_never_read(model):
+    """Uninitialised memory may hold NaN, and NaN + -inf is NaN: the bias alone does not mask it."""
+    before = generate(model, PROMPTS, 2, 12, EOS, Sampling(), seeded())
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills new memory with NaN
+    try:
+        assert torch.empty(3).isnan().all()
+        after = generate(model, PROMPTS, 2, 12, EOS, Sampling(), seeded())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(after.tokens, before.tokens)
+    assert torch.equal(after.logprobs, before.logprobs)
+    assert torch.equal(after.entropy, before.entropy)
+
+
+# ------------------------------------------------------------------ where a sample ends
+
+
+@pytest.mark.parametrize("check_every", (1, 4))
+def test_the_end_of_text_is_counted_recorded_and_marks_the_sample_finished(
+    model, check_every, monkeypatch
+):
+    """A sampler that drops the end-of-text token never trains the decision to stop."""
+    monkeypatch.setitem(rollout.CHECK_EVERY, "cpu", check_every)
+    samples = generate(model, PROMPTS, 8, 12, EOS, Sampling(), seeded(), max_rows=16)
+    responses = samples.responses()
+    assert len(responses) == len(samples.finished) == 48
+    assert 5 < int(samples.finished.sum()) < 43
+    ends = samples.cu_seqlens[1:].long() - 1
+    for ids, finished, end in zip(responses, samples.finished, ends.tolist(), strict=True):
+        assert EOS not in ids[:-1]
+        assert bool(finished) == (ids[-1] == EOS)
+        assert finished or len(ids) == 12
+        assert bool(samples.response[end]) and float(samples.logprobs[end]) < -0.1
+
+
+def test_a_greedy_sample_is_cut_right_after_the_end_of_text_or_at_the_limit(model):
+    free = greedy(model)
+    assert [len(ids) for ids in free] == [12] * len(PROMPTS)  # without `eos` nothing ends early
+    for eos in {t for ids in free for t in ids}:
+        for max_new in (1, 2, 5, 12):
+            samples = generate(model, PROMPTS, 1, max_new, eos, Sampling(0.0))
+            for ids, found, done in zip(free, samples.responses(), samples.finished, strict=True):
+                end = ids.index(eos) + 1 if eos in ids else 99
+                assert found == ids[: min(end, max_new)]
+                assert bool(done) == (end <= max_new)
+
+
+def test_no_new_token_no_prompt_and_an_empty_prompt(model):
+    nothing = generate(model, PROMPTS, 2, 0, EOS)
+    assert nothing.lengths().tolist() == [0] * 12 and not nothing.finished.any()
+    assert nothing.tokens.tolist() == [t for p in PROMPTS for t in p + p]
+    nobody = generate(model, [], 2, 5, EOS)
+    assert nobody.responses() == [] and nobody.cu_seqlens.tolist() == [0]
+    with pytest.raises(ValueError, match="prompt 1 has no tokens"):
+        generate(model, [[3], [], [4]], 2, 5, EOS)
+
+
+# ------------------------------------------------------------------ greedy
+
+
+@pytest.mark.parametrize("tied", (True, False))
+def test_greedy_equals_transformers_generate(model, tied):
+    c = replace(model.config, tie_embeddings=tied)
+    ours = Transformer(c).init_weights(seeded(3))
+    theirs = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=V,
+            hidden_size=c.n_embd,
+            intermediate_size=c.n_mlp,
+            num_hidden_layers=c.n_layer,
+            num_attention_heads=c.n_head,
+            num_key_value_heads=c.n_kv_head,
+            head_dim=c.head_dim,
+            rope_parameters=dict(rope_type="default", rope_theta=c.rope_theta),
+            tie_word_embeddings=tied,
+        )
+    ).eval()
+    theirs.load_state_dict(ours.state_dict(), strict=False)
+    theirs.tie_weights()
+    frequent = torch.tensor(greedy(ours, max_new=16)).flatten().bincount().argmax().item()
+    lengths = []
+    for eos in (None, frequent):
+        found = greedy(ours, max_new=16, eos=eos, max_rows=4)
+        lengths.append({len(ids) for ids in found})
+        for prompt, ids in zip(PROMPTS, found, strict=True):
+            x = torch.tensor([prompt])
+            more = dict(max_new_tokens=16, eos_token_id=eos, pad_token_id=0)
+            y = theirs.generate(x, attention_mask=x.new_ones(x.shape), do_sample=False, **more)
+            assert ids == y[0, len(prompt) :].tolist()
+    assert lengths[0] == {16} and len(lengths[1]) > 1  # the end-of-text token cut some
+
+
+def test_a_greedy_request_does_not_depend_on_who_shares_the_batch(model):
+    alone = [greedy(model, [p], eos=EOS)[0] for p in PROMPTS]
+    for max_rows in (1, 2, 3, 5, 512):
+        assert greedy(model, eos=EOS, max_rows=max_rows) == alone
+        assert greedy(model, PROMPTS[::-1], eos=EOS, max_rows=max_rows) == alone[::-1]
+        thrice = [ids for ids in alone for _ in range(3)]
+        assert greedy(model, G=3, eos=EOS, max_rows=max_rows) == thrice
+
+
+@pytest.mark.parametrize("check_every", (2, 7, 50))
+def test_looking_less_often_at_which_rows_ended_changes_no_greedy_token(
+    model, check_every, monkeypatch
+):
+    free = greedy(model, max_new=15)
+    eos = torch.tensor(free).flatten().bincount().argmax().item()
+    expected = greedy(model, G=2, max_new=15, eos=eos, max_rows=5)
+    monkeypatch.setitem(rollout.CHECK_EVERY, "cpu", check_every)
+    assert greedy(model, G=2, max_new=15, eos=eos, max_rows=5) == expected
+    assert greedy(model, max_new=15, max_rows=4) == free
+
+
+# ------------------------------------------------------------------ how the work is done
+
+
+def watch(monkeypatch, model) -> dict[str, list]:
+    """Notes every prompt given to `prefill` and the tokens of every pass through the layers."""
+    seen = dict(prompts=[], prefill=[], decode=[])
+    real_prefill, real_backbone = rollout.prefill, model.backbone
+    inside = []
+
+    def noted_prefill(model, cache, prompts, *rest):
+        seen["prompts"] += [list(p) for p in prompts]
+        inside.append(True)
+        try:
+            return real_prefill(model, cache, prompts, *rest)
+        finally:
+            inside.pop()
+
+    def noted_backbone(tokens, *rest):
+        seen["prefill" if inside else "decode"].append(len(tokens))
+        return real_backbone(tokens, *rest)
+
+    monkeypatch.setattr(rollout, "prefill", noted_prefill)
+    monkeypatch.setattr(model, "backbone", noted_backbone)
+    return seen
+
+
+@pytest.mark.parametrize("G, max_rows", ((4, 512), (4, 9), (1, 2)))
+def test_every_prompt_is_prefilled_once_whatever_the_group(model, G, max_rows, monkeypatch):
+    seen = watch(monkeypatch, model)
+    generate(model, PROMPTS, G, 6, None, Sampling(), seeded(), max_rows)
+    assert seen["prompts"] == PROMPTS
+    assert sum(seen["prefill"]) == sum(map(len, PROMPTS))
+    # the first token of a row comes from the prefill, each other one from one decoded token
+    assert sum(seen["decode"]) == len(PROMPTS) * G * 5
+    assert max(seen["decode"]) <= max(G, max_rows)
+
+
+@pytest.mark.parametrize("G, max_rows", ((1, 3), (2, 6), (3, 3)))
+def test_rows_that_ended_make_room_at_once(model, G, max_rows, monkeypatch):
+    """A batch that waits for its slowest row decodes rows that ended, or leaves slots empty."""
+    seen = watch(monkeypatch, model)
+    prompts = PROMPTS * 3
+    samples = generate(model, prompts, G, 20, EOS, Sampling(), seeded(), max_rows)
+    lengths = samples.lengths().tolist()
+    assert len(set(lengths)) > 5
+    groups = [lengths[i : i + G] for i in range(0, len(lengths), G)]
+    # the ideal schedule: a step gives each active row a token; a free slot admits at once
+    active, steps, waves = [], 0, 0
+    while groups or active:
+        while groups and max_rows - len(active) >= G:
+            active += [max(n - 1, 1) for n in groups.pop(0)]  # a pass at least after the prefill
+        active = [n - 1 for n in active if n > 1]
+        steps += 1
+    barrier = [max(lengths[i : i + max_rows]) for i in range(0, len(lengths), max_rows)]
+    waves = sum(n - 1 for n in barrier)
+    assert len(seen["decode"]) <= steps
+    assert G == max_rows or steps < waves
+    assert sum(seen["decode"]) <= sum(max(n - 1, 1) for n in lengths)
+
+
+# ------------------------------------------------------------------ the distribution drawn from
+
+
+def p_value(tokens: torch.Tensor, p: torch.Tensor) -> float:
+    """Chi-square test of drawn tokens against the probabilities p (V,), cells below 10 pooled."""
+    expected = p.double() * len(tokens)
+    counts = torch.bincount(tokens, minlength=len(p)).double()
+    small = expected < 10
+    if small.any():
+        expected = torch.cat((expected[~small], expected[small].sum()[None]))
+        counts = torch.cat((counts[~small], counts[small].sum()[None]))
+    if float(expected[-1]) == 0:  # what cannot be drawn was not drawn
+        assert float(counts[-1]) == 0
+        expected, counts = expected[:-1], counts[:-1]
+    if len(expected) == 1:
+        return 1.0
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    half = torch.tensor((len(expected) - 1) / 2, dtype=torch.double)
+    return float(torch.special.gammaincc(half, statistic / 2))
+
+
+FORK = torch.tensor([1.0, 0.6, 0.3, 0.0, 0.9, -0.5, -1.0, 0.2])  # about 2.0 nats
+SURE = torch.tensor([0.0, 4.5, -1.0, 1.0, 0.5, -2.0, 1.5, 0.0])  # about 0.4 nats
+N = 20_000
+
+
+def entropy_at(row: torch.Tensor, temperature: float) -> float:
+    """In nats, by math alone."""
+    if temperature == 0:
+        return 0.0
+    weights = [math.exp(x / temperature) for x in row.tolist()]
+    p = [w / sum(weights) for w in weights]
+    return -sum(x * math.log(x) for x in p)
+
+
+def probabilities(row: torch.Tensor, temperature: float) -> torch.Tensor:
+    if temperature == 0:
+        return F.one_hot(row.argmax(), len(row)).double()
+    return (row.double() / temperature).softmax(-1)
+
+
+@pytest.mark.parametrize("temperature", (1.0, 0.7, 1.5))
+@pytest.mark.parametrize("row", (FORK, SURE), ids=("fork", "sure"))
+def test_plain_sampling_has_the_softmax_frequencies(row, temperature):
+    tokens, logprobs, entropy = sample(row.repeat(N, 1), Sampling(temperature), seeded())
+    p = probabilities(row, temperature)
+    assert p_value(tokens, p) > ODDS
+    assert p_value(tokens, probabilities(row, temperature * 1.15)) < ODDS  # it can fail
+    assert_close(logprobs.double(), p.log()[tokens], rtol=0, atol=1e-5)
+    assert_close(entropy, torch.full((N,), entropy_at(row, temperature)), rtol=0, atol=1e-5)
+    assert logprobs.dtype == entropy.dtype == torch.float32
+
+
+@pytest.mark.parametrize("size", (24, 301, 384))
+@pytest.mark.parametrize("how", (Sampling(0.8), Sampling(0.0, 1.0, 0.8)), ids=("plain", "two"))
+def test_a_larger_vocabulary_is_sampled_exactly_whatever_its_divisors(size, how):
+    """A draw that goes by blocks of the vocabulary is right only if block and place both are."""
+    row = torch.randn(size, generator=seeded(size))
+    tokens, logprobs, _ = sample(row.repeat(N, 1), how, seeded())
+    p = probabilities(row, 0.8)
+    assert p_value(tokens, p) > ODDS
+    assert p_value(tokens, probabilities(row, 0.88)) < ODDS  # it can fail
+    assert p_value(tokens, p.roll(1)) < ODDS
+    assert_close(logprobs.double(), p.log()[tokens], rtol=0, atol=1e-5)
+    # consecutive rows are independent: how often the same token comes twice, within 5 deviations
+    again, once = (tokens[1::2] == tokens[::2]).double().mean(), (p**2).sum()
+    assert abs(again - once) < 5 * (once * (1 - once) / (N / 2)).sqrt()
+
+
+@pytest.mark.parametrize("t_other, t_fork", ((0.6, 1.3), (1.4, 0.7), (0.0, 1.0), (1.0, 0.0)))
+def test_two_temperatures_have_the_frequencies_of_each_rows_own(t_other, t_fork):
+    """Eq. 5: T_fork where the entropy at T=1 reaches the threshold, T_other elsewhere."""
+    how = Sampling(t_other, 1.0, t_fork)
+    rows = torch.stack((FORK, SURE)).repeat(N, 1)  # alternating
+    tokens, logprobs, entropy = sample(rows, how, seeded())
+    for i, (row, t, swapped) in enumerate(((FORK, t_fork, t_other), (SURE, t_other, t_fork))):
+        drawn = tokens[i::2]
+        p = probabilities(row, t)
+        assert p_value(drawn, p) > ODDS
+        assert_close(logprobs[i::2].double(), p.log()[drawn], rtol=0, atol=1e-5)
+        expected = torch.full((N,), entropy_at(row, t))
+        assert_close(entropy[i::2], expected, rtol=0, atol=1e-5)
+        if t == 0:
+            assert drawn.unique().tolist() == [int(row.argmax())]
+            assert not logprobs[i::2].any() and not entropy[i::2].any()
+        elif swapped:
+            assert p_value(drawn, probabilities(row, swapped)) < ODDS  # it can fail
+
+
+def test_the_threshold_is_reached_from_the_entropy_itself_on():
+    """`>=`, and of the distribution at T=1, whatever the temperatures."""
+    at_one = rollout.entropy_of(FORK[None].log_softmax(-1))
+    above = float(torch.nextafter(at_one, torch.tensor(9.0)))
+    for threshold, t in ((float(at_one), 0.5), (above, 3.0)):
+        _, _, entropy = sample(FORK[None], Sampling(3.0, threshold, 0.5), seeded())
+        assert float(entropy) == pytest.approx(entropy_at(FORK, t), abs=1e-5)
+
+
+def test_greedy_is_a_point_with_logprob_0_and_entropy_0():
+    rows = torch.randn(50, V, generator=seeded())
+    generator = seeded(1)
+    before = generator.get_state()
+    tokens, logprobs, entropy = sample(rows, Sampling(0.0), generator)
+    assert tokens.tolist() == rows.argmax(-1).tolist()
+    assert logprobs.tolist() == entropy.tolist() == [0.0] * 50
+    assert torch.equal(generator.get_state(), before)
+    tokens, logprobs, entropy = sample(rows, Sampling(0.0, 1.0, 0.0), generator)
+    assert tokens.tolist() == rows.argmax(-1).tolist()
+    assert logprobs.tolist() == [0.0] * 50 and entropy.abs().tolist() == [0.0] * 50
+
+
+def test_underflowing_probabilities_give_finite_records():
+    """0 log 0 is 0, not NaN, and a token of probability 0 is never drawn."""
+    row = torch.tensor([2.0, 2.0, -1e5, -1e30])
+    for how in (Sampling(), Sampling(0.01), Sampling(0.01, 0.1, 1.0), Sampling(0.5, 9.0, 1.0)):
+        tokens, logprobs, entropy = sample(row.repeat(500, 1), how, seeded())
+        assert tokens.unique().tolist() == [0, 1]
+        assert_close(logprobs, torch.full((500,), -math.log(2)), rtol=0, atol=1e-6)
+        assert_close(entropy, torch.full((500,), math.log(2)), rtol=0, atol=1e-6)
+
+
+def test_bf16_logits_are_sampled_and_recorded_in_fp32():
+    row = FORK.bfloat16()
+    tokens, logprobs, entropy = sample(row.repeat(100, 1), Sampling(0.7), seeded())
+    assert_close(logprobs, (row.float() / 0.7).log_softmax(-1)[tokens], rtol=0, atol=1e-6)
+    assert_close(entropy, torch.full((100,), entropy_at(row.float(), 0.7)), rtol=0, atol=1e-5)
+
+
+def test_the_samples_of_a_group_are_independent_draws_from_the_model():
+    """All pairs of first and second token: a shared cache or a shared draw would show here."""
+    config = Config(16, 1, 2, 1, 8, 24, vocab_size=5, rope_theta=1e4)
+    small = Transformer(config).init_weights(seeded(5))
+    prompts, G = [[1, 2, 3], [4]], 8000
+    samples = generate(small, prompts, G, 2, None, Sampling(0.8), seeded(), max_rows=9000)
+    pairs = torch.tensor(samples.responses()).view(2, G, 2)
+    for prompt, drawn in zip(prompts, pairs, strict=True):
+        joint = torch.zeros(5, 5, dtype=torch.double)
+        for first in range(5):
+            text = torch.tensor([*prompt, first])
+            with torch.no_grad():
+                logits = small.logits(text, torch.tensor([0, len(text)])).double() / 0.8
+            p = logits.softmax(-1)
+            joint[first] = p[-2, first] * p[-1]
+        assert p_value(drawn[:, 0] * 5 + drawn[:, 1], joint.flatten()) > ODDS
+        assert p_value(drawn[:, 1] * 5 + drawn[:, 0], joint.flatten()) < ODDS  # it can fail
+
+
+def test_the_same_seed_gives_the_same_rollout(model):
+    for how in (Sampling(), TWO):
+        one, two, other = (
+            generate(model, PROMPTS, 3, 12, EOS, how, seeded(s), max_rows=7) for s in (4, 4, 5)
+        )
+        for name in ("tokens", "cu_seqlens", "response", "logprobs", "entropy", "finished"):
+            assert torch.equal(getattr(one, name), getattr(two, name))
+        assert one.responses() != other.responses()
+
+
+# ------------------------------------------------------------------ Rollout
+
+
+def slow(samples: Rollout) -> list[dict]:
+    """Every sample as plain lists."""
+    cu = samples.cu_seqlens.tolist()
+    names = ("tokens", "response", "logprobs", "entropy")
+    return [
+        {name: getattr(samples, name)[a:b].tolist() for name in names}
+        | dict(finished=bool(samples.finished[i]))
+        for i, (a, b) in enumerate(zip(cu[:-1], cu[1:], strict=True))
+    ]
+
+
+def test_the_trainer_scores_the_response_tokens_or_a_choice_of_them(model):
+    samples = generate(model, PROMPTS, 2, 10, EOS, Sampling(0.7), seeded())
+    plain = slow(samples)
+    expected = [y for x in plain for y in x["logprobs"][-sum(x["response"]) :]]
+    mask = torch.rand(len(expected), generator=seeded()) < 0.3
+    chosen = [y for y, keep in zip(expected, mask.tolist(), strict=True) if keep]
+    with torch.no_grad():
+        for which, values in ((None, expected), (mask, chosen), (mask & False, [])):
+            logprobs, _ = model(*samples.scored(which), 0.7)
+            assert_close(logprobs, torch.tensor(values), rtol=0, atol=1e-5)
+
+
+def test_a_rollout_is_cut_and_joined_as_its_samples_are(model):
+    samples = generate(model, PROMPTS, 2, 10, EOS, Sampling(), seeded())
+    plain = slow(samples)
+    for i, x in enumerate(plain):
+        assert x["tokens"][: len(PROMPTS[i // 2])] == PROMPTS[i // 2]
+        assert x["response"] == [j >= len(PROMPTS[i // 2]) for j in range(len(x["tokens"]))]
+    responses = [[t for t, r in zip(x["tokens"], x["response"], strict=True) if r] for x in plain]
+    assert samples.responses() == responses
+    assert samples.lengths().tolist() == [len(ids) for ids in responses]
+    for which in ([0], [11, 3, 3, 0], list(range(12)), []):
+        part = samples.sequences(which)
+        assert slow(part) == [plain[i] for i in which]
+        assert part.cu_seqlens.dtype == torch.int32
+        assert part.lengths().tolist() == [len(responses[i]) for i in which]
+    a, b = samples.sequences([5, 1]), generate(model, [[1, 2]], 1, 0, EOS)
+    joined = Rollout.join([a, b, samples])
+    assert slow(joined) == slow(a) + slow(b) + plain
+    assert joined.responses() == [responses[5], responses[1], [], *responses]
+    assert joined.cu_seqlens.dtype == torch.int32
+
+
+# ------------------------------------------------------------------ what people see
+
+WORDS, ENTROPY = [" try", " 8", " +", " 3"], [0.0, 1.31, 0.52, 0.49]
+
+
+def test_a_trace_without_colour_has_the_high_entropies_in_brackets(monkeypatch):
+    plain = " try 8[1.31] +[0.52] 3"
+    assert colour_trace(WORDS, ENTROPY, colour=False) == plain
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False, raising=False)
+    assert colour_trace(WORDS, ENTROPY) == plain
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert "\x1b[" in colour_trace(WORDS, ENTROPY)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert colour_trace(WORDS, ENTROPY) == plain
+    with pytest.raises(ValueError):
+        colour_trace(WORDS, ENTROPY[:-1], colour=False)
+
+
+def test_a_coloured_trace_shades_by_entropy_and_keeps_the_text():
+    text = colour_trace(WORDS, ENTROPY, colour=True)
+    pieces = re.findall(r"(\x1b\[[0-9;]+m)([^\x1b]*)\x1b\[0m", text)
+    assert [word for _, word in pieces] == WORDS
+    assert "".join(f"{paint}{word}\x1b[0m" for paint, word in pieces) == text
+    shades = [colour_trace(["x"], [h], colour=True) for h in (0.0, 0.2, 0.5, 0.9, 1.1)]
+    assert len(set(shades)) == 5  # pale to deep
+    assert colour_trace(["x"], [9.0], colour=True) == shades[-1]
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess:
+    environment = {k: v for k, v in os.environ.items() if k != "NO_COLOR"}
+    line = [sys.executable, str(ROOT / "rollout.py"), *arguments]
+    return subprocess.run(line, capture_output=True, text=True, env=environment, timeout=120)
+
+
+def test_the_command_line_prints_a_trace(tmp_path):
+    from tasks import Countdown
+
+    tokenizer = Countdown(max_number=5, max_value=9).tokenizer()
+    config = Config(16, 1, 2, 1, 8, 24, tokenizer.n_vocab, rope_theta=1e4)
+    small = Transformer(config).init_weights(seeded())
+    parallel.save_model(tmp_path, small, tokenizer.words)
+    prompt = "use 5 3 1 goal 9 ;"
+    flags = ("--max-new", "6", "--temperature", "0", "--n", "2")
+    done = command("--model", str(tmp_path), prompt, *flags)
+    assert done.returncode == 0, done.stderr
+    ids = generate(small, [tokenizer.encode(prompt)], 1, 6, tokenizer.eos, Sampling(0.0))
+    expected = tokenizer.decode(ids.tokens.tolist()).strip()
+    lines = done.stdout.splitlines()
+    assert lines[0] == lines[1] and len(lines) == 2
+    assert "[" in lines[0] and "\x1b" not in done.stdout  # entropies as numbers, no colours
+    assert re.sub(r"\[\d+\.\d\d\]", "", lines[0]) == expected
+    assert lines[0].startswith(prompt)  # a prompt has no entropies
+
+
+def test_the_command_line_says_in_one_line_that_a_folder_is_missing(tmp_path):
+    done = command("--model", str(tmp_path / "nowhere"), "use 1 2 goal 3 ;")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "nowhere" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,524 @@
+"""Countdown: the splits, the traces and the rewards, each against a slow and obvious version."""
+
+import ast
+import hashlib
+import os
+import random
+import re
+import subprocess
+import sys
+from collections import Counter
+from fractions import Fraction
+from itertools import combinations, product
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import tasks
+from tasks import Countdown, Problem, arithmetic, evaluate
+
+ROOT = Path(__file__).resolve().parent.parent
+WORLDS = [
+    Countdown(),
+    Countdown(max_number=5, ops="+-", max_value=12, min_goal=0),
+    Countdown(2, 12, "+-*/", 40),
+    Countdown(3, 6, "+-*/", 24),
+    Countdown(4, 4, "+-*/", 20),
+    Countdown(4, 3, "/*", 9),
+]
+names = dict(ids=lambda w: f"{w.n_numbers}x{w.max_number}{w.ops}{w.max_value}")
+
+
+# ------------------------------------------------------------------ splits
+
+
+@pytest.mark.parametrize("world", [WORLDS[0], WORLDS[3], WORLDS[4]], **names)
+def test_splits_are_disjoint_and_the_test_multisets_are_new(world):
+    splits = world.splits()
+    assert splits.keys() == {"train", "val", "test"}
+    everything = [p for problems in splits.values() for p in problems]
+    assert len(everything) == len(set(everything))
+    assert set(everything) == set(world.problems())
+    sets = {name: {tuple(sorted(p.numbers)) for p in problems} for name, problems in splits.items()}
+    assert not sets["test"] & (sets["train"] | sets["val"])
+    held_out = len(sets["test"]) / len(set().union(*sets.values()))
+    validation = len(splits["val"]) / (len(splits["val"]) + len(splits["train"]))
+    assert 0.03 < held_out < 0.3 and 0.1 < validation < 0.2
+
+
+def test_the_shares_of_the_splits_are_parameters():
+    world = Countdown()
+    assert [len(p) for p in world.splits(test=0.0, val=0.0).values()][1:] == [0, 0]
+    assert [len(p) for p in world.splits(test=1.0).values()][:2] == [0, 0]
+    half = world.splits(test=0.5, val=0.5)
+    assert 0.4 < len(half["test"]) / len(world.problems()) < 0.6
+    assert 0.4 < len(half["val"]) / (len(half["val"]) + len(half["train"])) < 0.6
+
+
+def test_splits_are_the_same_in_every_process():
+    """An order taken from a set of strings, or the global random state, differs between runs."""
+    code = "import tasks; print(tasks.Countdown().splits())"
+    digests = set()
+    for hash_seed in ("1", "2"):
+        environment = os.environ | dict(PYTHONHASHSEED=hash_seed)
+        digests.add(
+            subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment)
+        )
+    random.seed(7)
+    digests.add(f"{Countdown().splits()}{os.linesep}".encode())
+    assert len({hashlib.sha256(d).hexdigest() for d in digests}) == 1
+
+
+# ------------------------------------------------------------------ the rules
+
+
+def slow_result(op: str, a: int, b: int, world: Countdown) -> int | None:
+    if op == "/" and b == 0:
+        return None
+    c = {"+": a + b, "-": a - b, "*": a * b}[op] if op != "/" else Fraction(a, b)
+    fits = Fraction(c).denominator == 1 and 0 <= c <= world.max_value
+    return int(c) if fits else None
+
+
+def slow_moves(world: Countdown, numbers: tuple[int, ...]) -> set:
+    """(a, op, b, result, what is left as a sorted multiset)."""
+    out = set()
+    for i, j in combinations(range(len(numbers)), 2):
+        a, b = sorted((numbers[i], numbers[j]), reverse=True)
+        rest = [n for k, n in enumerate(numbers) if k not in (i, j)]
+        for op in world.ops:
+            c = slow_result(op, a, b, world)
+            if c is not None:
+                out.add((a, op, b, c, tuple(sorted([c, *rest]))))
+    return out
+
+
+def slow_reachable(world: Countdown, numbers: tuple[int, ...]) -> set[int]:
+    if len(numbers) == 1:
+        return {numbers[0]}
+    return set().union(*(slow_reachable(world, m[4]) for m in slow_moves(world, numbers)))
+
+
+@pytest.mark.parametrize("world", WORLDS, **names)
+def test_moves_and_reachable_equal_brute_force(world):
+    rng = random.Random(0)
+    states = [
+        tuple(rng.choice((0, 1, 2, 3, rng.randint(0, world.max_value))) for _ in range(n))
+        for n in range(1, world.n_numbers + 1)
+        for _ in range(25)
+    ]
+    for numbers in states:
+        moves = world.moves(numbers)
+        assert {(*m[:4], tuple(sorted(m[4]))) for m in moves} == slow_moves(world, numbers)
+        assert len(moves) == len(set(moves))
+        assert all(m[4][0] == m[3] for m in moves)  # the result comes first
+        assert world.reachable(numbers) == slow_reachable(world, numbers)
+        assert world.reachable(numbers[::-1]) == world.reachable(numbers)
+
+
+@pytest.mark.parametrize("world", WORLDS, **names)
+def test_problems_are_all_solvable_ones_once(world):
+    sets = product(range(1, world.max_number + 1), repeat=world.n_numbers)
+    sets = {tuple(sorted(s, reverse=True)) for s in sets}
+    slow = {Problem(s, g) for s in sets for g in slow_reachable(world, s) if g >= world.min_goal}
+    problems = world.problems()
+    assert set(problems) == slow and len(problems) == len(slow)
+    assert problems == world.problems()
+
+
+def test_a_problem_is_asked_in_words():
+    assert Problem((8, 4, 3), 20).prompt == "use 8 4 3 goal 20 ;"
+
+
+def test_division_by_zero_and_unequal_division_are_no_moves():
+    world = Countdown(2, 9, "/", 30)
+    assert world.moves((5, 0)) == world.moves((0, 0)) == world.moves((7, 2)) == []
+    assert world.moves((2, 8)) == [(8, "/", 2, 4, (4,))]
+
+
+# ------------------------------------------------------------------ traces
+
+
+def python_value(text: str) -> tuple[Fraction, list[int]]:
+    """Value and sorted numbers of an expression by Python's own parser and exact rationals."""
+    used = []
+
+    def value(node: ast.AST) -> Fraction:
+        if isinstance(node, ast.Constant) and type(node.value) is int:
+            used.append(node.value)
+            return Fraction(node.value)
+        assert isinstance(node, ast.BinOp), ast.dump(node)
+        a, b = value(node.left), value(node.right)
+        if isinstance(node.op, ast.Add):
+            return a + b
+        if isinstance(node.op, ast.Sub):
+            return a - b
+        assert isinstance(node.op, ast.Mult | ast.Div)
+        return a * b if isinstance(node.op, ast.Mult) else a / b
+
+    plain = re.sub(r"\b0+(?=[0-9])", "", text).strip()  # Python reads no 007
+    return value(ast.parse(plain, mode="eval").body), sorted(used)
+
+
+def check_trace(world: Countdown, problem: Problem, trace: str, attempts: int) -> tuple[int, bool]:
+    """Reads a trace word by word with no help from tasks.py: (finished tries, whether solved)."""
+    words = trace.split(" ")
+    at = 0
+
+    def take(*expected: str) -> str:
+        nonlocal at
+        word = words[at]
+        assert not expected or word in expected, (trace, at, word, expected)
+        at += 1
+        return word
+
+    def take_left() -> None:
+        take("left")
+        listed = []
+        while words[at] != "goal":
+            listed.append(int(take()))
+        assert Counter(listed) == Counter(states[-1]), (trace, at, states)
+        take("goal")
+        take(str(problem.goal))
+        take(";")
+
+    states, path, finished, dead = [list(problem.numbers)], [], [], set()
+
+    def exhausted() -> bool:
+        """Everything that can be tried from the numbers here has failed."""
+        below = {(*path, m[:4]) for m in slow_moves(world, tuple(states[-1]))}
+        return below <= dead
+
+    while (word := take("try", "back", "stop")) != "stop":
+        if word == "back":  # only after a finished try: to the last numbers with a try left
+            states.pop()
+            path.pop()
+            while tuple(path) in dead:
+                states.pop()
+                path.pop()
+            assert path and not exhausted(), (trace, at)
+            take_left()
+            continue
+        a, op, b, _, c = int(take()), take(*world.ops), int(take()), take("="), int(take())
+        state = list(states[-1])
+        state.remove(a)  # raises when the number is not there
+        state.remove(b)
+        assert a >= b and slow_result(op, a, b, world) == c, (trace, at)
+        states.append([c, *state])
+        path.append((a, op, b, c))
+        assert tuple(path) not in dead, (trace, path)
+        if len(states[-1]) > 1:
+            take_left()
+            continue
+        finished.append(tuple(path))
+        dead.add(tuple(path))
+        if c == problem.goal:
+            take("yes")
+            take("answer")
+            value, used = python_value(" ".join(words[at:-1]))
+            assert value == problem.goal and used == sorted(problem.numbers)
+            assert words[-1] == "." and len(finished) <= attempts
+            return len(finished), True
+        take("no")
+        for n in range(len(path) - 1, 0, -1):  # the last way below a node failed: so did the node
+            here = {(*path[:n], m[:4]) for m in slow_moves(world, tuple(states[n]))}
+            if not here <= dead:
+                break
+            dead.add(tuple(path[:n]))
+        if words[at] == "wait":
+            take()
+            states, path = states[:1], []
+            take_left()
+    take(".")
+    assert at == len(words) and len(finished) <= attempts
+    return len(finished), False
+
+
+TRACE_WORLDS = [
+    (Countdown(), 6, 0.3),
+    (Countdown(2, 9, "+-*", 30), 4, 0.1),
+    (Countdown(4, 6, "+-*/", 40), 6, 0.1),
+    (Countdown(4, 3, "+-", 9), 40, 0.0),
+    (Countdown(5, 3, "+-", 12), 200, 0.0),
+]
+
+
+@pytest.mark.parametrize("skill", (0.0, 0.5, 1.0))
+@pytest.mark.parametrize("world, attempts, p_stop", TRACE_WORLDS)
+def test_every_statement_of_a_trace_is_true(world, attempts, p_stop, skill):
+    problems = world.problems()
+    rng = random.Random(0)
+    n = 400 if attempts < 10 else 60
+    solved, tries = 0, []
+    for _ in range(n):
+        problem = rng.choice(problems)
+        trace = world.trace(problem, rng, skill, attempts, p_stop)
+        finished, found = check_trace(world, problem, trace, attempts)
+        assert world.reward(problem, trace) == float(found)
+        assert all(arithmetic(trace))
+        assert len(list(arithmetic(trace))) == trace.split(" ").count("try")
+        solved += found
+        tries.append(finished)
+    if skill == 1:  # the goal stays reachable, so the first finished try is right
+        assert solved == n and set(tries) == {1}
+    else:
+        assert max(tries) > 1
+
+
+def test_skill_is_the_share_of_guided_traces():
+    world = Countdown()
+    problems = world.problems()
+    shares = []
+    for skill in (0.0, 0.4, 1.0):
+        rng = random.Random(1)
+        drawn = [rng.choice(problems) for _ in range(1500)]
+        right = [world.reward(p, world.trace(p, rng, skill, 1)) for p in drawn]
+        shares.append(sum(right) / len(right))
+    assert shares[2] == 1.0 and shares[0] < 0.25
+    # at one attempt: skill + (1 - skill) * luck; 1,500 draws are within 0.06 of that
+    assert shares[1] == pytest.approx(0.4 + 0.6 * shares[0], abs=0.06)
+
+
+@pytest.mark.parametrize("world", (Countdown(3, 5, "+-*", 20), Countdown(2, 6, "+-*/", 30)))
+def test_a_search_that_never_gives_up_tries_everything_once(world):
+    def paths(numbers: tuple[int, ...]) -> int:
+        if len(numbers) == 1:
+            return 1
+        return sum(paths(m[4]) for m in slow_moves(world, numbers))
+
+    rng = random.Random(2)
+    for problem in rng.sample(world.problems(), 40):
+        trace = world.trace(problem, rng, 0.0, attempts=10**6, p_stop=0.0)
+        assert check_trace(world, problem, trace, 10**6)[1]
+        hopeless = Problem(problem.numbers, world.max_value + 1)
+        trace = world.trace(hopeless, rng, 0.5, attempts=10**6, p_stop=0.0)
+        finished, found = check_trace(world, hopeless, trace, 10**6)
+        assert not found and finished == paths(problem.numbers)
+
+
+def test_equal_numbers_apart_from_each_other_make_no_try_twice():
+    """Of 2 4 3 2, "4 + 2" leaves 3 2 or 2 3: two moves, one text, and the search repeats itself."""
+    world, rng = Countdown(5, 4, "+-", 12), random.Random(0)
+    hopeless = Problem((4, 3, 3, 2, 1), 99)
+    for _ in range(4):
+        trace = world.trace(hopeless, rng, 0.0, attempts=300, p_stop=0.0)
+        assert check_trace(world, hopeless, trace, 300) == (300, False)
+
+
+def test_p_stop_and_attempts_end_a_search():
+    world = Countdown()
+    hopeless = Problem((9, 8, 7), 5)
+    for seed in range(30):
+        for attempts, p_stop, most in ((6, 1.0, 1), (1, 0.0, 1), (3, 0.0, 3)):
+            trace = world.trace(hopeless, random.Random(seed), 0.5, attempts, p_stop)
+            assert check_trace(world, hopeless, trace, attempts) == (most, False)
+            assert trace.endswith("no stop .")
+
+
+def test_a_trace_follows_its_generator():
+    world, problem = Countdown(), Problem((9, 5, 2), 17)
+    one, two, other = (world.trace(problem, random.Random(s), 0.3) for s in (3, 3, 4))
+    assert one == two != other
+
+
+# ------------------------------------------------------------------ rewards
+
+WORLD, PROBLEM = Countdown(), Problem((8, 4, 3), 20)
+
+RIGHT = [
+    "answer ( 4 * 3 ) + 8 .",
+    "answer 4 * 3 + 8 .",
+    "answer 8 + 3 * 4 .",
+    "answer ( ( 8 ) + ( ( 3 * 4 ) ) ) .",
+    "answer 8+4*3.",
+    "answer 8 + 4 * 3 .\n",
+    " try 4 * 3 = 12 left 12 8 goal 20 ; try 12 + 8 = 20 yes answer ( 4 * 3 ) + 8 .",
+    "answer 8 + 4 . answer 4 * 3 + 8 .",  # the last answer counts
+    "try 1 + 1 = 3 answer 4 * 3 + 8 .",  # only the answer is graded
+]
+
+WRONG = [
+    "",
+    ".",
+    " ",
+    "answer",
+    "answer ",
+    "answer .",
+    "answer . .",
+    "answer answer .",
+    "( 4 * 3 ) + 8 .",  # no answer
+    "answer ( 4 * 3 ) + 8",  # unfinished
+    "answer ( 4 * 3 ) + 8 ;",
+    "answer ( 4 * 3 ) + 8 . and more",
+    "answer ( 4 * 3 ) + 8 . .",
+    "answer ( 4 * 3 ) + 8 yes .",
+    "answer ( 4 * 3 ) + .",
+    "answer ( 4 * 3 + 8 .",
+    "answer 4 * 3 ) + 8 .",
+    "answer ( answer 4 * 3 ) + 8 .",
+    "answer ( 4 * 3 ) answer + 8 .",
+    "answer 4 * 3 + 8 . answer 4 + 8 .",
+    "answer 8 + 4 + 3 .",  # another value
+    "answer 20 .",  # other numbers
+    "answer 5 * 4 .",
+    "answer 8 + 8 + 4 .",  # reused
+    "answer 4 * 3 + 8 + 8 - 8 .",
+    "answer 4 * 4 + 4 .",
+    "answer 4 + 8 + 8 .",
+    "answer 4 * 3 + 8 + 0 .",  # one too many
+    "answer 4 * 3 + 8 * 1 .",
+    "answer 8 + 4 * 3 = 20 .",
+    "answer +8 + 4 * 3 .",
+    "answer 8 - -4 * 3 .",
+    "answer 8 4 3 .",
+    "answer 84 3 .",
+    "answer () .",
+    "answer ( ) 8 + 4 * 3 .",
+    "answer 8 + 4 ** 3 .",
+    "answer 4 * 3 + 8 // 1 .",
+    "answer 8 + 4 x 3 .",
+    "answer 8 + 4 * 3.0 .",
+    "answer 8 + 4 * 3e0 .",
+    "answer 8 + 4 * 0x3 .",
+    "answer 8 + 4\n* 3 .",
+    "answer 8_0 .",
+    "answer \u0668 + \u0664 * \u0663 .",  # Arabic digits
+    "answer 8 + 4 * 3\u0663 .",
+    "answer 8 + 4 * 3 \u0663 .",
+    "answer 8 + 4 * \u00b3 .",  # a superscript, which isdigit() and int() judge differently
+    "answer 8 + 4 * \uff13 .",  # full width
+    "answer 8 + 4 \u00d7 3 .",
+    "answer 8\u00a0+ 4 * 3 .",
+    "answer 1/0 .",
+    "answer 8 / ( 4 - 4 ) + 3 .",
+    "answer 8 + 4 * 3 / ( 3 - 3 ) .",
+    "answer 9 ** 9 ** 9 ** 9 .",
+    "answer 99999999999999999999 * 3 .",
+    f"answer {'9' * 5000} .",
+    f"answer {'9*' * 5000}9 .",
+    f"answer {'(' * 5000}8{')' * 5000} .",
+    f"answer {'(' * 10_000} .",
+    f"answer {')' * 10_000} .",
+    f"answer {'()' * 5000} .",
+    f"answer {'(' * 31}8 + 4 * 3{')' * 31} .",
+    f"answer {'-' * 300}8 .",
+    "answer 8 + 4 * 3 .\x00",
+    "answer 8 + 4 * 3 \x00.",
+    "answer import os .",
+    "answer __import__('os').getpid() .",
+    "\ud800 answer \ud800 .",
+    "answer " * 3000,
+]
+
+
+@pytest.mark.parametrize("response", RIGHT)
+def test_a_right_answer_is_worth_1(response):
+    assert WORLD.reward(PROBLEM, response) == 1.0
+
+
+@pytest.mark.parametrize("response", WRONG, ids=lambda r: ascii(r[:40]))
+def test_anything_else_is_worth_0_and_raises_nothing(response):
+    assert WORLD.reward(PROBLEM, response) == 0.0
+
+
+def test_rewards_of_other_problems():
+    assert WORLD.reward(Problem((9, 9, 9), 9), "answer 9 + 9 - 9 .") == 1.0
+    assert WORLD.reward(Problem((9, 9, 9), 9), "answer 9 .") == 0.0
+    assert WORLD.reward(Problem((9, 9, 1), 0), "answer ( 9 - 9 ) * 1 .") == 1.0
+    # the value on the way may be a fraction: the answer is arithmetic, not a search
+    assert WORLD.reward(Problem((8, 4, 3), 6), "answer 8 * 3 / 4 .") == 1.0
+    assert WORLD.reward(Problem((8, 4, 3), 6), "answer 3 / 4 * 8 .") == 1.0
+    assert WORLD.reward(Problem((3, 2), 1), "answer 3 / 2 .") == 0.0  # not rounded
+
+
+pieces = st.sampled_from(
+    [*"0123456789+-*/(). ", "answer ", "8", "4", "3", "8 + 4 * 3", "goal", "\n", "\u0663", "**"]
+)
+
+
+@settings(max_examples=400)
+@given(st.one_of(st.text(), st.lists(pieces, max_size=30).map("".join)))
+@example("8 + 4 * 3")
+def test_no_text_breaks_the_reward_or_the_parsers(text):
+    for response in (text, f"answer {text}", f"answer {text} ."):
+        reward = WORLD.reward(PROBLEM, response)
+        assert type(reward) is float and reward in (0.0, 1.0)
+        if reward:
+            answer = response.rpartition("answer ")[2].rstrip().removesuffix(".")
+            assert python_value(answer) == (20, [3, 4, 8])
+    assert all(type(truth) is bool for truth in arithmetic(text))
+    parsed = evaluate(text)
+    if parsed is not None:
+        assert python_value(text) == parsed
+
+
+# ------------------------------------------------------------------ the parser
+
+trees = st.recursive(
+    st.integers(0, 30),
+    lambda inner: st.tuples(inner, st.sampled_from("+-*/"), inner, st.booleans()),
+    max_leaves=10,
+)
+PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
+
+
+def tree_value(tree) -> Fraction | None:
+    """None when something is divided by 0."""
+    if isinstance(tree, int):
+        return Fraction(tree)
+    a, b = tree_value(tree[0]), tree_value(tree[2])
+    if a is None or b is None or (tree[1] == "/" and b == 0):
+        return None
+    return {"+": a + b, "-": a - b, "*": a * b}[tree[1]] if tree[1] != "/" else a / b
+
+
+def tree_numbers(tree) -> list[int]:
+    return [tree] if isinstance(tree, int) else tree_numbers(tree[0]) + tree_numbers(tree[2])
+
+
+def tree_text(tree, needed: int = 0) -> str:
+    """Parentheses where precedence needs them, and where the tree says so."""
+    if isinstance(tree, int):
+        return str(tree)
+    a, op, b, superfluous = tree
+    strength = PRECEDENCE[op]
+    text = f"{tree_text(a, strength)} {op} {tree_text(b, strength + 1)}"
+    return f"( {text} )" if superfluous or strength < needed else text
+
+
+@settings(max_examples=400)
+@given(trees)
+@example((8, "-", (4, "-", 3, False), False))
+@example((8, "/", (4, "*", 2, False), False))
+@example(((8, "-", 4, False), "-", 3, False))
+@example(((8, "/", 4, False), "*", 2, False))
+@example((1, "/", (3, "-", 3, False), False))
+def test_evaluate_equals_pythons_fractions(tree):
+    text, value = tree_text(tree), tree_value(tree)
+    expected = None if value is None else (value, sorted(tree_numbers(tree)))
+    assert evaluate(text) == expected
+    assert evaluate(text.replace(" ", "")) == expected
+    if value is not None:
+        assert python_value(text) == expected  # the printer itself
+
+
+def test_evaluate_has_limits():
+    assert evaluate("999999") == (999999, [999999])
+    assert evaluate("1000000") is None
+    assert evaluate("7".ljust(tasks.MAX_ANSWER)) == (7, [7])
+    assert evaluate("7".ljust(tasks.MAX_ANSWER + 1)) is None
+    deep = tasks.MAX_DEPTH
+    assert evaluate("(" * deep + "7" + ")" * deep) == (7, [7])
+    assert evaluate("(" * (deep + 1) + "7" + ")" * (deep + 1)) is None
+
+
+def test_arithmetic_says_which_statements_are_true():
+    def truths(text: str) -> list[bool]:
+        return list(arithmetic(text))
+
+    assert truths("try 4 * 3 = 12 left 12 8 goal 20 ; try 12 + 8 = 21 no stop .") == [True, False]
+    assert truths("try 9 - 4 = 5 try 4 - 9 = 5 try 0 + 0 = 0") == [True, False, True]
+    assert truths("try 6 / 2 = 3 try 7 / 2 = 3 try 1 / 0 = 0") == [True, False, False]
+    assert truths("") == truths("try 4 * 3 = left 12") == truths("use 4 3 goal 12 ;") == []
