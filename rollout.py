@@ -164,14 +164,10 @@ def decode(
 
     def attend_cached(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         cache.write(layer, slots, positions, k, v)
-        k, v = (
-            cache.k[layer, :n, :, :length],
-            cache.v[layer, :n, :, :length],
-        )  # (n, n_kv, length, hd)
-        q = q.unflatten(
-            1, (k.shape[1], -1)
-        )  # (n, n_kv, group, hd): the query heads of one KV head, side by side
-        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + bias  # (n, n_kv, group, length)
+        k, v = (x[layer, :n, :, :length] for x in (cache.k, cache.v))  # (n, n_kv, length, hd)
+        # the query heads of one KV head side by side: nothing is repeated
+        q = q.unflatten(1, (k.shape[1], -1)) * q.shape[-1] ** -0.5  # (n, n_kv, group, hd)
+        scores = (q @ k.transpose(-1, -2)).add_(bias)  # (n, n_kv, group, length)
         return (scores.softmax(-1) @ v).flatten(1, 2)  # (n, n_head, hd)
 
     return F.linear(model.backbone(tokens, positions, attend_cached), model.head_weight)
