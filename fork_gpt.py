@@ -33,7 +33,6 @@ import argparse
 import json
 import math
 import os
-import random
 import sys
 import time
 from collections.abc import Callable
@@ -50,7 +49,7 @@ import study
 from model import SIZES, Transformer
 from parallel import UserError
 from rollout import Rollout, Sampling, generate
-from tasks import Countdown, Problem
+from tasks import Countdown, Problem, draw
 from tokenizer import Tokenizer
 
 START = time.perf_counter()
@@ -80,19 +79,19 @@ class Config:
     pool: str = flag("minibatch", "tokens of which a share is taken", "minibatch microbatch")
     normalize: str = flag("kept", "the loss is divided by this count of tokens", "kept all")
     # the step
-    steps: int = flag(60, "rollouts")
+    steps: int = flag(56, "rollouts")
     prompts: int = flag(32, "groups trained on per rollout")
     group: int = flag(8, "responses per prompt")
-    updates: int = flag(2, "optimizer steps per rollout")
+    updates: int = flag(4, "optimizer steps per rollout")
     oversample: float = flag(1.5, "problems drawn for each group still missing, in each round")
     rounds: int = flag(2, "rounds of dynamic sampling at most")
-    max_new: int = flag(112, "response tokens at most")
+    max_new: int = flag(176, "response tokens at most")
     overlong: int = flag(0, "tokens before max_new with a soft penalty (DAPO: 4096); 0 is off")
     temperature: float = flag(1.0, "of sampling, of the log-probs and of the entropies alike")
     clip_low: float = flag(0.2, "lower clip of the ratio")
     clip_high: float = flag(0.28, "upper clip of the ratio")
     dual_clip: float = flag(0.0, "bound of the ratio where A < 0 (released script: 10); 0 is off")
-    lr: float = flag(5e-4, "AdamW learning rate, constant after the warm-up")
+    lr: float = flag(3e-4, "AdamW learning rate, constant after the warm-up")
     warmup: int = flag(0, "optimizer steps of linear warm-up")
     weight_decay: float = flag(0.1, "AdamW weight decay, on matrices")
     beta2: float = flag(0.999, "AdamW beta2; beta1 is 0.9")
@@ -100,7 +99,7 @@ class Config:
     microbatch: int = flag(2048, "tokens at a time; changes speed and memory, not the gradient")
     # the small world and its base model
     size: str = flag("tiny", "named size of the base model, see model.py")
-    pretrain_steps: int = flag(2400, "steps of the base model's pretraining")
+    pretrain_steps: int = flag(3200, "steps of the base model's pretraining")
     n_numbers: int = flag(3, "numbers of a Countdown problem")
     max_number: int = flag(12, "largest number given")
     max_value: int = flag(30, "largest value on the way and largest goal")
@@ -120,27 +119,6 @@ class Config:
 # ---------------------------------------------------------------------- the mask
 
 
-def kth_largest(x: Tensor, k: int) -> Tensor:
-    """The k-th largest (k >= 1) of all ranks' `x` (n,) fp32 >= 0, exactly, by radix select on the
-    float bits.
-
-    Non-negative floats sort like their bits: three rounds count 2,048 or 1,024 bins each and sum
-    the counts over the ranks.  Nothing is gathered or sorted, an empty rank is fine, and there is
-    no limit of 2^24 values.
-    """
-    bits = x.contiguous().view(torch.int32)
-    prefix = 0
-    for shift, width in ((21, 11), (10, 11), (0, 10)):
-        digit = (bits >> shift) & (2**width - 1)
-        counts = parallel.sum_over_ranks(torch.bincount(digit, minlength=2**width))
-        above = counts.flip(0).cumsum(0).flip(0)  # how many have this digit or a larger one
-        chosen = int((above >= k).sum()) - 1
-        k -= int(above[chosen] - counts[chosen])
-        bits = bits[digit == chosen]
-        prefix |= chosen << shift
-    return torch.tensor(prefix, dtype=torch.int32, device=x.device).view(torch.float32)
-
-
 def top_entropy(entropy: Tensor, rho: float) -> tuple[Tensor, float]:
     """entropy (n,) fp32 nats -> (mask (n,) bool, tau): the k = ceil(rho N) highest of the N tokens
     of all ranks.
@@ -155,7 +133,7 @@ def top_entropy(entropy: Tensor, rho: float) -> tuple[Tensor, float]:
     entropy = (
         entropy.float().clamp(min=0) + 0.0
     )  # a certain token's H may come out as -1e-9 or -0.0
-    tau = kth_largest(entropy, k)
+    tau = parallel.kth_largest(entropy, k)
     above, tied = entropy > tau, entropy == tau
     rank, world = parallel.ranks()
     counts = torch.zeros(world + 1, dtype=torch.long, device=entropy.device)
@@ -295,17 +273,6 @@ def update(
 
 
 # ---------------------------------------------------------------------- rollouts
-
-
-def draw(problems: list[Problem], seed: int, position: int, n: int) -> list[Problem]:
-    """`n` problems from `position` on in an endless order, a fresh permutation every epoch.  A
-    function of its arguments alone: the position is all that a resumed run needs."""
-    out = []
-    while len(out) < n:
-        epoch, i = divmod(position + len(out), len(problems))
-        order = random.Random(f"{seed}/{epoch}").sample(problems, len(problems))
-        out += order[i : i + n - len(out)]
-    return out
 
 
 def collect(

@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-import parallel
 from model import Config, Transformer, at_least_fp32, attend, entropy_of, positions_of
 
 CHECK_EVERY = {
@@ -362,7 +361,8 @@ def colour_trace(words: Sequence[str], entropy: Sequence[float], colour: bool | 
 
 
 def main() -> int:
-    from tokenizer import word_tokenizer  # only the command line speaks words
+    import parallel  # only the command line loads models and speaks words
+    from tokenizer import word_tokenizer
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("prompt", help='for the small world e.g. "use 8 7 3 goal 18 ;"')

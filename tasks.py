@@ -49,13 +49,13 @@ class Countdown:
     divide."""
 
     n_numbers: int = 3
-    max_number: int = 9
+    max_number: int = 12
     ops: str = "+-*"
     max_value: int = 30
     min_goal: int = 3
 
     def tokenizer(self) -> Tokenizer:
-        return word_tokenizer([*WORDS, *self.ops, *map(str, range(self.max_value + 1))])
+        return _tokenizer(self)
 
     def moves(self, numbers: tuple[int, ...]) -> list[tuple[int, str, int, int, tuple[int, ...]]]:
         """Every (a, op, b, result, numbers left) from here, larger operand first, without
@@ -171,6 +171,17 @@ class Countdown:
         )
 
 
+def draw(problems: list[Problem], seed: int, position: int, n: int) -> list[Problem]:
+    """`n` problems from `position` on in an endless order, a fresh permutation every epoch.  A
+    function of its arguments alone: the position is all that a resumed run needs."""
+    out = []
+    while len(out) < n:
+        epoch, i = divmod(position + len(out), len(problems))
+        order = random.Random(f"{seed}/{epoch}").sample(problems, len(problems))
+        out += order[i : i + n - len(out)]
+    return out
+
+
 def _apply(items: list[tuple[int, str]], move: tuple) -> list[tuple[int, str]]:
     """The (value, expression) items after a move: its result first, then what was left, in
     order."""
@@ -186,6 +197,11 @@ def _apply(items: list[tuple[int, str]], move: tuple) -> list[tuple[int, str]]:
 
 def _left(items: list[tuple[int, str]], goal: int) -> list[str]:
     return ["left", *(str(v) for v, _ in items), "goal", str(goal), ";"]
+
+
+@cache
+def _tokenizer(world: Countdown) -> Tokenizer:
+    return word_tokenizer([*WORDS, *world.ops, *map(str, range(world.max_value + 1))])
 
 
 @cache

@@ -4,11 +4,8 @@ The small world's: one token per word and per number, each carrying the space be
 trace of 60 words is 60 tokens.  All 256 single bytes are in the vocabulary too: any input encodes,
 none can crash it (tiktoken panics on a byte it does not know, and a Rust panic is not an
 `Exception`).
-
-    python tokenizer.py "use 8 4 3 goal 20 ;"        # the tokens of a text, one per line
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,11 +54,3 @@ def word_tokenizer(words: Sequence[str]) -> Tokenizer:
         explicit_n_vocab=len(ranks),
     )
     return Tokenizer(encoding, ranks[f" {words[0]}".encode()], prefix=" ", words=tuple(words))
-
-
-if __name__ == "__main__":
-    from tasks import Countdown
-
-    tokenizer = Countdown().tokenizer()
-    for i in tokenizer.encode(" ".join(sys.argv[1:])):
-        print(f"{i:5d}  {tokenizer.token(i)!r}")

@@ -13,10 +13,8 @@ from fork_gpt import (
     Batch,
     Config,
     cut,
-    draw,
     group_advantages,
     keep_mask,
-    kth_largest,
     overlong_penalty,
     surrogate,
     top_entropy,
@@ -24,8 +22,9 @@ from fork_gpt import (
 )
 from model import Config as ModelConfig
 from model import Transformer
-from parallel import UserError
+from parallel import UserError, kth_largest
 from rollout import generate
+from tasks import draw
 
 # ---------------------------------------------------------------------------------- the mask
 
@@ -401,7 +400,7 @@ def test_a_folder_of_another_config_is_refused(tmp_path):
     c = replace(Config(), out=str(tmp_path / "r"))
     fork_gpt.open_run(c)
     fork_gpt.open_run(c)
-    with pytest.raises(UserError, match="--lr 0.0005 there, 0.1 here"):
+    with pytest.raises(UserError, match="--lr 0.0003 there, 0.1 here"):
         fork_gpt.open_run(replace(c, lr=0.1))
 
 
