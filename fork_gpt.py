@@ -79,19 +79,19 @@ class Config:
     pool: str = flag("minibatch", "tokens of which a share is taken", "minibatch microbatch")
     normalize: str = flag("kept", "the loss is divided by this count of tokens", "kept all")
     # the step
-    steps: int = flag(56, "rollouts")
+    steps: int = flag(60, "rollouts")
     prompts: int = flag(32, "groups trained on per rollout")
     group: int = flag(8, "responses per prompt")
     updates: int = flag(4, "optimizer steps per rollout")
     oversample: float = flag(1.5, "problems drawn for each group still missing, in each round")
     rounds: int = flag(2, "rounds of dynamic sampling at most")
-    max_new: int = flag(176, "response tokens at most")
+    max_new: int = flag(160, "response tokens at most")
     overlong: int = flag(0, "tokens before max_new with a soft penalty (DAPO: 4096); 0 is off")
     temperature: float = flag(1.0, "of sampling, of the log-probs and of the entropies alike")
     clip_low: float = flag(0.2, "lower clip of the ratio")
     clip_high: float = flag(0.28, "upper clip of the ratio")
     dual_clip: float = flag(0.0, "bound of the ratio where A < 0 (released script: 10); 0 is off")
-    lr: float = flag(3e-4, "AdamW learning rate, constant after the warm-up")
+    lr: float = flag(1.5e-4, "AdamW learning rate, constant after the warm-up")
     warmup: int = flag(0, "optimizer steps of linear warm-up")
     weight_decay: float = flag(0.1, "AdamW weight decay, on matrices")
     beta2: float = flag(0.999, "AdamW beta2; beta1 is 0.9")
@@ -148,17 +148,18 @@ def top_entropy(entropy: Tensor, rho: float) -> tuple[Tensor, float]:
 def keep_mask(
     keep: str, entropy: Tensor, rho: float, generator: torch.Generator | None
 ) -> tuple[Tensor, float]:
-    """Which of the pool's response tokens carry the gradient: (mask (n,) bool, tau in nats or nan).
+    """Which of the pool's response tokens carry the gradient: (mask (n,) bool, tau in nats, 0 where
+    no threshold decides).
 
     top: the ceil(rho N) of highest entropy; bottom: all the others (the paper's "bottom 80%" at rho
     = 0.2); random: ceil(rho N) drawn uniformly, the control that the paper lacks; all: everything,
     plain DAPO.
     """
     if keep == "all":
-        return torch.ones_like(entropy, dtype=torch.bool), math.nan
+        return torch.ones_like(entropy, dtype=torch.bool), 0.0
     if keep == "random":
         draw = torch.rand(entropy.shape, generator=generator, device=entropy.device)
-        return top_entropy(draw, rho)[0], math.nan
+        return top_entropy(draw, rho)[0], 0.0
     mask, tau = top_entropy(entropy, rho)
     return (mask if keep == "top" else ~mask), tau
 
@@ -383,9 +384,9 @@ def step(
         metrics |= {k: total[k] / n_updates for k in ("loss", "grad_norm", "tau")} | dict(
             kept_fraction=total["kept"] / total["tokens"],
             entropy=(total["h_kept"] + total["h_dropped"]) / total["tokens"],
-            entropy_kept=total["h_kept"] / total["kept"],
+            entropy_kept=total["h_kept"] / max(total["kept"], 1),
             entropy_dropped=total["h_dropped"] / max(total["tokens"] - total["kept"], 1),
-            clip_fraction=total["clipped"] / total["kept"],
+            clip_fraction=total["clipped"] / max(total["kept"], 1),
             max_dlogp=sums[0]["max_dlogp"],  # of the first update: the model still is the sampler
             update_tok_s=total["tokens"] / (trained - sampled),
         )
@@ -443,7 +444,7 @@ def train(
                     state.model, world, tokenizer, splits["val"], c.eval_k, c.max_new
                 )
                 line |= {f"val_{k}": v for k, v in found.items() if k != "interval"}
-            log.write(json.dumps(line) + "\n")
+            log.write(json.dumps(line, allow_nan=False) + "\n")
             log.flush()
             shown = ("reward", "kept_fraction", "tau", "grad_norm", "rollout_tok_s", "update_tok_s")
             bar.set_postfix({k: f"{line[k]:.3g}" for k in shown if k in line}, refresh=False)
@@ -531,6 +532,11 @@ def check(c: Config) -> None:
     """UserError for a value that no run can have."""
     rules = [
         ("rho", 0 < c.rho <= 1, "in (0, 1]: it is the share of tokens kept"),
+        (
+            "rho",
+            c.rho < 1 or c.keep != "bottom",
+            "below 1 with --keep bottom: nothing would be left",
+        ),
         ("group", c.group >= 2, "at least 2: an advantage compares the answers of a group"),
         ("temperature", c.temperature > 0, "above 0: greedy answers of a group are all the same"),
         ("oversample", c.oversample >= 1, "at least 1"),

@@ -59,7 +59,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = Transformer(ModelConfig(256, 4, 8, 4, 32, 768, vocab_size=a.vocab)).init_weights()
     optimizer = make_optimizer(model, 1e-3, weight_decay=0.0, beta2=0.999)
-    c = Config(rho=0.2, microbatch=10**6)
+    c = Config(rho=0.2)
     rng, generator = random.Random(0), torch.Generator().manual_seed(0)
     runs = [one_step(model, optimizer, c, rng, generator) for _ in range(a.repeat + 1)][1:]
     out = {k: round(statistics.median(r[k] for r in runs), 4) for k in runs[0]}

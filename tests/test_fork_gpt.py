@@ -380,6 +380,7 @@ def test_dynamic_sampling_refills_is_bounded_and_never_raises(monkeypatch, right
         (["--rho", "1.5"], ["--rho 1.5", "(0, 1]"]),
         (["--rho", "nan"], ["--rho nan", "(0, 1]"]),
         (["--keep", "most"], ["--keep", "top"]),
+        (["--keep", "bottom", "--rho", "1"], ["--rho 1.0", "bottom"]),
         (["--steps", "many"], ["--steps", "many"]),
         (["--size", "huge"], ["--size huge", "tiny"]),
         (["--group", "1"], ["--group 1", "2"]),
@@ -400,7 +401,7 @@ def test_a_folder_of_another_config_is_refused(tmp_path):
     c = replace(Config(), out=str(tmp_path / "r"))
     fork_gpt.open_run(c)
     fork_gpt.open_run(c)
-    with pytest.raises(UserError, match="--lr 0.0003 there, 0.1 here"):
+    with pytest.raises(UserError, match="--lr 0.00015 there, 0.1 here"):
         fork_gpt.open_run(replace(c, lr=0.1))
 
 
