@@ -26,6 +26,7 @@ Where the sources disagree, this is what we do:
   entropies tie.
 - Advantages are z-scored with the unbiased std and 1e-6 added to it, the overlong penalty being
   inside the reward; a group is kept or dropped by correctness, before that penalty (DAPO).
+- The log-ratio is clamped to +-20, far outside any clip, so that no ratio overflows.
 - No KL term and no entropy bonus, as in the paper.
 """
 
@@ -52,10 +53,10 @@ from rollout import Rollout, Sampling, generate
 from tasks import Countdown, Problem, draw
 from tokenizer import Tokenizer
 
-START = time.perf_counter()
-
 # metrics that depend on the clock; all others are reproducible, bit for bit
 TIMING = ("rollout_tok_s", "update_tok_s", "seconds")
+# what `update` adds up over the tokens of an optimizer step
+SUMS = ("kept", "tokens", "clipped", "h_kept", "h_dropped")
 
 
 def flag(default, text: str, choices: str = ""):
@@ -79,7 +80,7 @@ class Config:
     pool: str = flag("minibatch", "tokens of which a share is taken", "minibatch microbatch")
     normalize: str = flag("kept", "the loss is divided by this count of tokens", "kept all")
     # the step
-    steps: int = flag(60, "rollouts")
+    steps: int = flag(54, "rollouts")
     prompts: int = flag(32, "groups trained on per rollout")
     group: int = flag(8, "responses per prompt")
     updates: int = flag(4, "optimizer steps per rollout")
@@ -119,34 +120,32 @@ class Config:
 # ---------------------------------------------------------------------- the mask
 
 
-def top_entropy(entropy: Tensor, rho: float) -> tuple[Tensor, float]:
-    """entropy (n,) fp32 nats -> (mask (n,) bool, tau): the k = ceil(rho N) highest of the N tokens
-    of all ranks.
+def top_entropy(entropy: Tensor, rho: float, local: bool = False) -> tuple[Tensor, float]:
+    """entropy (n,) nats -> (mask (n,) bool, tau): the k = ceil(rho N) highest of the N tokens of
+    all ranks, or of this one if `local`.
 
-    tau is the k-th highest entropy.  Of the tokens that tie with it the first in position (rank,
-    then stream) are kept, so exactly k are.  An empty pool has an empty mask and tau = inf.
+    tau is the k-th highest entropy in fp32.  Of the tokens that tie with it the first in position
+    (rank, then stream) are kept, so exactly k are.  An empty pool has an empty mask and tau = inf.
     """
-    n = int(parallel.sum_over_ranks(torch.tensor(len(entropy), device=entropy.device)))
+    total = (lambda x: x) if local else parallel.sum_over_ranks
+    rank, world = (0, 1) if local else parallel.ranks()
+    n = int(total(torch.tensor(len(entropy), device=entropy.device)))
     if n == 0:
         return torch.zeros_like(entropy, dtype=torch.bool), math.inf
-    k = math.ceil(round(rho * n, 6))  # 0.1 * 30 is 3.0000000000000004
-    entropy = (
-        entropy.float().clamp(min=0) + 0.0
-    )  # a certain token's H may come out as -1e-9 or -0.0
-    tau = parallel.kth_largest(entropy, k)
+    k = max(1, math.ceil(round(rho * n, 6)))  # 0.1 * 30 is 3.0000000000000004
+    # a certain token's H may come out as -1e-9 or -0.0, whose bits would sort above every number
+    entropy = entropy.float().clamp(min=0) + 0.0
+    tau = parallel.kth_largest(entropy, k, total)
     above, tied = entropy > tau, entropy == tau
-    rank, world = parallel.ranks()
     counts = torch.zeros(world + 1, dtype=torch.long, device=entropy.device)
     counts[rank], counts[world] = tied.sum(), above.sum()
-    parallel.sum_over_ranks(counts)
-    left = (
-        k - counts[world] - counts[:rank].sum()
-    )  # ties still to be kept when this rank's turn comes
+    total(counts)
+    left = k - counts[world] - counts[:rank].sum()  # ties still to keep at this rank's turn
     return above | (tied & (tied.cumsum(0) <= left)), float(tau)
 
 
 def keep_mask(
-    keep: str, entropy: Tensor, rho: float, generator: torch.Generator | None
+    c: Config, entropy: Tensor, generator: torch.Generator | None
 ) -> tuple[Tensor, float]:
     """Which of the pool's response tokens carry the gradient: (mask (n,) bool, tau in nats, 0 where
     no threshold decides).
@@ -155,13 +154,14 @@ def keep_mask(
     = 0.2); random: ceil(rho N) drawn uniformly, the control that the paper lacks; all: everything,
     plain DAPO.
     """
-    if keep == "all":
+    local = c.pool == "microbatch"
+    if c.keep == "all":
         return torch.ones_like(entropy, dtype=torch.bool), 0.0
-    if keep == "random":
-        draw = torch.rand(entropy.shape, generator=generator, device=entropy.device)
-        return top_entropy(draw, rho)[0], 0.0
-    mask, tau = top_entropy(entropy, rho)
-    return (mask if keep == "top" else ~mask), tau
+    if c.keep == "random":
+        lots = torch.rand(entropy.shape, generator=generator, device=entropy.device)
+        return top_entropy(lots, c.rho, local)[0], 0.0
+    mask, tau = top_entropy(entropy, c.rho, local)
+    return (mask if c.keep == "top" else ~mask), tau
 
 
 # ---------------------------------------------------------------------- the objective
@@ -245,14 +245,17 @@ def update(
     else:
         with torch.no_grad():
             entropies = [model(*p.samples.scored(), c.temperature)[1] for p in parts]
+    h = torch.cat(entropies)  # (n,)
+    if not h.isfinite().all():
+        raise UserError("the policy's entropies are not finite; start again with a lower --lr")
     if c.pool == "microbatch":
-        masks, taus = zip(*(keep_mask(c.keep, h, c.rho, generator) for h in entropies), strict=True)
+        masks, taus = zip(*(keep_mask(c, x, generator) for x in entropies), strict=True)
+        mask = torch.cat(masks)
     else:
-        mask, tau = keep_mask(c.keep, torch.cat(entropies), c.rho, generator)
-        masks, taus = mask.split([len(h) for h in entropies]), [tau]
-
-    h, mask = torch.cat(entropies), torch.cat(masks)
-    n_kept, n_all = parallel.sum_over_ranks(torch.tensor([mask.sum(), len(mask)])).tolist()
+        mask, tau = keep_mask(c, h, generator)
+        masks, taus = mask.split([len(x) for x in entropies]), [tau]
+    counts = torch.stack((mask.sum(), torch.ones_like(mask, dtype=torch.long).sum()))
+    n_kept, n_all = parallel.sum_over_ranks(counts).tolist()
     denominator = n_kept if c.normalize == "kept" else n_all
     loss, n_clipped, max_dlogp = 0.0, 0, 0.0
     for p, mask_p in zip(parts, masks, strict=True):
@@ -268,9 +271,9 @@ def update(
         loss += part.item()
         n_clipped += int(clipped.sum())
         max_dlogp = max(max_dlogp, (logprobs - old).abs().max().item())
-    sums = dict(kept=n_kept, tokens=n_all, clipped=n_clipped, tau=sum(taus) / len(taus))
-    sums |= dict(h_kept=h[mask].sum().item(), h_dropped=h[~mask].sum().item())
-    return sums | dict(loss=loss, max_dlogp=max_dlogp)
+    h_kept, h_dropped = h[mask].sum().item(), h[~mask].sum().item()
+    sums = dict(zip(SUMS, (n_kept, n_all, n_clipped, h_kept, h_dropped), strict=True))
+    return sums | dict(loss=loss, tau=sum(taus) / len(taus), max_dlogp=max_dlogp)
 
 
 # ---------------------------------------------------------------------- rollouts
@@ -295,6 +298,8 @@ def collect(
         state.position += len(drawn)
         prompts, how = [tokenizer.encode(p.prompt) for p in drawn], Sampling(c.temperature)
         samples = generate(state.model, prompts, G, c.max_new, tokenizer.eos, how, state.generator)
+        if not (samples.logprobs.isfinite().all() and samples.entropy.isfinite().all()):
+            raise UserError("the model's probabilities are not finite; start again, --lr lower")
         texts = [tokenizer.decode(ids) for ids in samples.responses()]
         correct = torch.tensor([world.reward(drawn[i // G], t) for i, t in enumerate(texts)])
         lengths = samples.lengths().cpu()
@@ -323,22 +328,16 @@ class State:
     model: Transformer
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
+    clock: parallel.Clock
     step: int = 0
     n_updates: int = 0
     position: int = 0  # in the endless order of problems
-    cpu_seconds: float = 0.0  # spent by earlier processes
-    wall_seconds: float = 0.0
-
-    def clocks(self) -> dict:
-        """CPU and wall seconds of the run so far, this process included."""
-        cpu, wall = time.process_time(), time.perf_counter() - START
-        return dict(cpu_seconds=self.cpu_seconds + cpu, wall_seconds=self.wall_seconds + wall)
 
     def save(self, path: Path) -> None:
         counts = dict(step=self.step, n_updates=self.n_updates, position=self.position)
         states = {k: getattr(self, k).state_dict() for k in ("model", "optimizer")}
         states["generator"] = self.generator.get_state()
-        parallel.save(path, counts | states | self.clocks())
+        parallel.save(path, counts | states | dict(clock=self.clock.seconds()))
 
     def load(self, path: Path) -> None:
         saved = parallel.load(path, self.model.head_weight.device)
@@ -346,6 +345,7 @@ class State:
             self.model.load_state_dict(saved.pop("model"))
             self.optimizer.load_state_dict(saved.pop("optimizer"))
             self.generator.set_state(saved.pop("generator").cpu())
+            self.clock.add(**saved.pop("clock"))
             self.__dict__.update(saved)
         except (KeyError, RuntimeError, ValueError) as e:
             first = str(e).splitlines()[0]
@@ -360,7 +360,7 @@ def step(
     groups, metrics = collect(state, world, tokenizer, problems, c)
     sampled = time.perf_counter()
     metrics["groups"] = len(groups)
-    n_updates = min(c.updates, len(groups))
+    n_updates = min(c.updates, len(groups))  # 0 when no group was mixed: nothing to learn from
     bounds = [u * len(groups) // n_updates for u in range(n_updates + 1)] if groups else [0]
     sums = []
     for u, (a, b) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
@@ -379,17 +379,16 @@ def step(
         sums.append(done | dict(grad_norm=norm))
     state.step += 1
     trained = time.perf_counter()
-    if sums:
-        total = {k: sum(s[k] for s in sums) for k in sums[0]}
-        metrics |= {k: total[k] / n_updates for k in ("loss", "grad_norm", "tau")} | dict(
-            kept_fraction=total["kept"] / total["tokens"],
-            entropy=(total["h_kept"] + total["h_dropped"]) / total["tokens"],
-            entropy_kept=total["h_kept"] / max(total["kept"], 1),
-            entropy_dropped=total["h_dropped"] / max(total["tokens"] - total["kept"], 1),
-            clip_fraction=total["clipped"] / max(total["kept"], 1),
-            max_dlogp=sums[0]["max_dlogp"],  # of the first update: the model still is the sampler
-            update_tok_s=total["tokens"] / (trained - sampled),
-        )
+    total = {k: sum(s[k] for s in sums) for k in (*SUMS, "loss", "grad_norm", "tau", "max_dlogp")}
+    metrics |= {k: total[k] / max(n_updates, 1) for k in ("loss", "grad_norm", "tau")} | dict(
+        kept_fraction=total["kept"] / max(total["tokens"], 1),
+        entropy=(total["h_kept"] + total["h_dropped"]) / max(total["tokens"], 1),
+        entropy_kept=total["h_kept"] / max(total["kept"], 1),
+        entropy_dropped=total["h_dropped"] / max(total["tokens"] - total["kept"], 1),
+        clip_fraction=total["clipped"] / max(total["kept"], 1),
+        max_dlogp=sums[0]["max_dlogp"] if sums else 0.0,  # later the model is not the sampler
+        update_tok_s=total["tokens"] / (trained - sampled),
+    )
     metrics["rollout_tok_s"] = metrics["sampled_tokens"] / (sampled - clock)
     return dict(step=state.step) | metrics | dict(seconds=trained - clock)
 
@@ -423,18 +422,23 @@ def read_config(path: Path) -> dict:
     except (OSError, ValueError):
         raise UserError(f"{path} is missing or not JSON: no run was started there") from None
     known = {f.name for f in fields(Config)} - {"out", "resume"}
-    if not isinstance(values, dict) or set(values) != known:
-        odd = set(values) ^ known if isinstance(values, dict) else {"the whole file"}
+    odd = set(values) ^ known if isinstance(values, dict) else {"the whole file"}
+    if odd:
         raise UserError(f"{path}: unknown or missing: {', '.join(sorted(odd))}; another version's?")
     return values
 
 
 def train(
-    state: State, folder: Path, world: Countdown, tokenizer: Tokenizer, c: Config, stop: Callable
+    state: State,
+    folder: Path,
+    world: Countdown,
+    tokenizer: Tokenizer,
+    splits: dict,
+    c: Config,
+    stop: Callable[[], bool],
 ) -> None:
     """Steps up to `c.steps`, a line of metrics each, a checkpoint every `c.save_every`; when
     `stop()` it saves and raises KeyboardInterrupt."""
-    splits = world.splits()
     bar = tqdm(total=c.steps, initial=state.step, desc=f"rlvr {c.keep}", unit="step")
     with bar, open(folder / "metrics.jsonl", "a") as log:
         while state.step < c.steps:
@@ -461,16 +465,23 @@ def run(c: Config, stop: Callable[[], bool]) -> dict:
     """The whole study: a base model, what it does, RLVR, what that changed.  Returns the
     summary."""
     torch.set_num_threads(c.threads)
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
-    device = torch.device(best if c.device == "auto" else c.device)
-    world, folder = c.world(), open_run(c)
+    imports = time.process_time()  # they took about as long on the wall
+    clock = parallel.Clock().add(imports, imports)
+    there = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
+    name = next(k for k in there if there[k]) if c.device == "auto" else c.device
+    if not there[name]:
+        raise UserError(f"--device {name}: this machine or this build of torch has none; try auto")
+    device, world = torch.device(name), c.world()
     tokenizer, splits = world.tokenizer(), world.splits()
+    if not all(splits.values()):
+        raise UserError("this world has too few problems; raise --max-number, or change --ops")
+    folder = open_run(c)
     print(f"run folder {folder}; " + ", ".join(f"{len(p)} {k} problems" for k, p in splits.items()))
-    model, base_cpu = pretrain.base_model(c.base(), world, stop)
+    model, earlier = pretrain.base_model(c.base(), world, stop)
     model.to(device)
     generator = torch.Generator(device).manual_seed(c.seed)
     optimizer = pretrain.make_optimizer(model, c.lr, c.weight_decay, c.beta2)
-    state = State(model, optimizer, generator, cpu_seconds=base_cpu)
+    state = State(model, optimizer, generator, clock)
 
     def look(title: str) -> dict:
         found, samples = study.measure(model, world, tokenizer, splits["test"], c.eval_k, c.max_new)
@@ -481,8 +492,10 @@ def run(c: Config, stop: Callable[[], bool]) -> dict:
     if (folder / "checkpoint.pt").exists():
         state.load(folder / "checkpoint.pt")
         print(f"continuing after step {state.step} of {c.steps}")
+    else:
+        clock.add(**earlier)
     parallel.cut_lines(folder / "metrics.jsonl", state.step)  # logged after the checkpoint: redone
-    train(state, folder, world, tokenizer, c, stop)
+    train(state, folder, world, tokenizer, splits, c, stop)
     parallel.save_model(folder, model, tokenizer.words)
     after = look(f"after RLVR, --keep {c.keep} --rho {c.rho:g}")
 
@@ -496,7 +509,7 @@ def run(c: Config, stop: Callable[[], bool]) -> dict:
         arithmetic_base=before["arithmetic"],
         arithmetic=after["arithmetic"],
         kept_fraction=sum(kept) / max(len(kept), 1),
-        **state.clocks(),
+        **state.clock.seconds(),
         seed=c.seed,
         keep=c.keep,
         rho=c.rho,
@@ -530,6 +543,11 @@ def parse(argv: list[str]) -> Config:
 
 def check(c: Config) -> None:
     """UserError for a value that no run can have."""
+    for f in fields(c):  # a config.json is read without argparse
+        kind, words, value = type(f.default), f.metadata["choices"], getattr(c, f.name)
+        if type(value) is not kind or (words and value not in words):
+            rule = f"one of {', '.join(words)}" if words else f"of type {kind.__name__}"
+            raise UserError(f"--{f.name.replace('_', '-')} {value!r}: it must be {rule}")
     rules = [
         ("rho", 0 < c.rho <= 1, "in (0, 1]: it is the share of tokens kept"),
         (
@@ -539,11 +557,13 @@ def check(c: Config) -> None:
         ),
         ("group", c.group >= 2, "at least 2: an advantage compares the answers of a group"),
         ("temperature", c.temperature > 0, "above 0: greedy answers of a group are all the same"),
-        ("oversample", c.oversample >= 1, "at least 1"),
+        ("oversample", 1 <= c.oversample < math.inf, "at least 1, finite"),
         ("overlong", 0 <= c.overlong <= c.max_new, "from 0 to --max-new"),
         ("clip_low", 0 < c.clip_low < 1, "in (0, 1)"),
         ("clip_high", c.clip_high > 0, "above 0"),
         ("dual_clip", c.dual_clip == 0 or c.dual_clip > 1, "0 or above 1"),
+        ("beta2", c.beta2 < 1, "below 1"),
+        ("seed", c.seed < 2**63, "below 2^63"),
         ("size", c.size in SIZES, f"one of {', '.join(SIZES)}"),
         (
             "ops",
@@ -559,8 +579,8 @@ def check(c: Config) -> None:
     rules += [(k, 0 <= getattr(c, k) < math.inf, "at least 0, finite") for k in sizes.split()]
     for name, good, rule in rules:
         if not good:
-            flag, value = "--" + name.replace("_", "-"), getattr(c, name)
-            raise UserError(f"{flag} {value} is out of range: it must be {rule}")
+            name, value = name.replace("_", "-"), getattr(c, name)
+            raise UserError(f"--{name} {value} is out of range: it must be {rule}")
 
 
 def main(argv: list[str]) -> int:
@@ -574,6 +594,9 @@ def main(argv: list[str]) -> int:
             return 130
     except UserError as e:
         print(f"fork_gpt: {e}", file=sys.stderr)
+        return 2
+    except OSError as e:  # the log, where an append cannot be atomic: --resume drops a half line
+        print(f"fork_gpt: {e.filename or 'metrics.jsonl'}: {e.strerror}", file=sys.stderr)
         return 2
     numbers = {k: v for k, v in summary.items() if isinstance(v, float)}
     print("\n" + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items()))

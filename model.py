@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-HEAD_CHUNK = 2**26  # logits alive at a time in the head, 256 MiB in fp32
+HEAD_CHUNK = 2**26  # logits of a head call: 256 MiB in fp32, and about three times that at its peak
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Config:
 
 SIZES = {
     # the small world's: a laptop core trains them in minutes; the vocabulary is the world's
-    "tiny": Config(96, 3, 3, 1, 32, 256, rope_theta=1e4),
-    "mini": Config(128, 4, 4, 2, 32, 384, rope_theta=1e4),
-    "small": Config(192, 4, 6, 2, 32, 576, rope_theta=1e4),
+    "tiny": Config(96, 3, 3, 1, 32, 256, vocab_size=305, rope_theta=1e4),
+    "mini": Config(128, 4, 4, 2, 32, 384, vocab_size=305, rope_theta=1e4),
+    "small": Config(192, 4, 6, 2, 32, 576, vocab_size=305, rope_theta=1e4),
     # the published ones
     "Qwen3-0.6B": Config(1024, 28, 16, 8, 128, 3072),
     "Qwen3-1.7B": Config(2048, 28, 16, 8, 128, 6144),
@@ -103,19 +103,17 @@ def _varlen() -> Callable:
     return partial(varlen_attn, window_size=(-1, 0), **gqa)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, lengths: list[int]) -> Tensor:
     """Causal attention inside every sequence of a packed stream.
 
     q (S, n_head, hd), k and v (S, n_kv_head, hd) -> (S, n_head, hd).  CUDA half precision runs one
     kernel over the stream; everywhere else each run of equally long neighbours is one batched call,
     so sort sequences by length.
     """
-    lengths = cu_seqlens.diff()
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
-        longest = int(lengths.max())
-        cu = cu_seqlens.int()
+        cu, longest = cu_seqlens.int(), max(lengths)
         return _varlen()(q, k, v, cu, cu, longest, longest)
-    runs = [(length, len(list(same))) for length, same in groupby(lengths.tolist())]
+    runs = [(length, len(list(same))) for length, same in groupby(lengths)]
     sizes = [length * n for length, n in runs]
     out = []
     for (length, n), *qkv in zip(runs, q.split(sizes), k.split(sizes), v.split(sizes), strict=True):
@@ -234,9 +232,12 @@ class Transformer(nn.Module):
 
     def hidden(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Packed stream (S,) -> (S, n_embd)."""
-        return self.backbone(
-            tokens, positions_of(cu_seqlens), lambda _, q, k, v: attend(q, k, v, cu_seqlens)
-        )
+        lengths = cu_seqlens.diff().tolist()  # once, not in every layer: it waits for the device
+
+        def attend_packed(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return attend(q, k, v, cu_seqlens, lengths)
+
+        return self.backbone(tokens, positions_of(cu_seqlens), attend_packed)
 
     def logits(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Packed stream (S,) -> (S, V), all of them, in the model's dtype: for tests and small

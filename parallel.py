@@ -1,14 +1,14 @@
 """What outlives a process or spans several: checkpoints, and sums over ranks.
 
-One process needs nothing here but `save` and `load`.  Every write is atomic (temp file, fsync,
-rename): after a kill at any instant the file on disk is the old one or the new one, whole.
+Every write is atomic (temp file, fsync, rename): after a kill at any instant the file on disk is
+the old one or the new one, whole.
 """
 
 import io
 import json
 import os
 import signal
-import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -43,9 +43,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as e:
         if temp.exists():
             temp.unlink()
-        raise UserError(
-            f"cannot write {path}: {e.strerror}; the previous file is untouched, free some space"
-        ) from None
+        raise UserError(f"cannot write {path}: {e.strerror}; what was there is untouched") from None
 
 
 def save(path: Path, state: dict) -> None:
@@ -106,11 +104,26 @@ def stop_on_signal() -> Callable[[], bool]:
         if caught:
             raise KeyboardInterrupt
         caught.append(number)
-        print("\nstopping after this step", file=sys.stderr)
+        os.write(2, b"\nstopping after this step\n")  # print may be interrupted by itself
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note)
     return lambda: bool(caught)
+
+
+class Clock:
+    """CPU and wall seconds since it was made, and those that were added to it."""
+
+    def __init__(self):
+        self.cpu, self.wall = time.process_time(), time.perf_counter()
+
+    def add(self, cpu_seconds: float, wall_seconds: float) -> "Clock":
+        self.cpu, self.wall = self.cpu - cpu_seconds, self.wall - wall_seconds
+        return self
+
+    def seconds(self) -> dict[str, float]:
+        cpu, wall = time.process_time() - self.cpu, time.perf_counter() - self.wall
+        return dict(cpu_seconds=cpu, wall_seconds=wall)
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:
@@ -127,7 +140,7 @@ def ranks() -> tuple[int, int]:
     return 0, 1
 
 
-def kth_largest(x: Tensor, k: int) -> Tensor:
+def kth_largest(x: Tensor, k: int, total: Callable = sum_over_ranks) -> Tensor:
     """The k-th largest (k >= 1) of all ranks' `x` (n,) fp32 >= 0, exactly, by radix select on the
     float bits.
 
@@ -139,7 +152,7 @@ def kth_largest(x: Tensor, k: int) -> Tensor:
     prefix = 0
     for shift, width in ((21, 11), (10, 11), (0, 10)):
         digit = (bits >> shift) & (2**width - 1)
-        counts = sum_over_ranks(torch.bincount(digit, minlength=2**width))
+        counts = total(torch.bincount(digit, minlength=2**width))
         above = counts.flip(0).cumsum(0).flip(0)  # how many have this digit or a larger one
         chosen = int((above >= k).sum()) - 1
         k -= int(above[chosen] - counts[chosen])

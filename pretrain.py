@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import random
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -46,8 +45,7 @@ def make_optimizer(model: Transformer, lr: float, weight_decay: float, beta2: fl
 
 
 def batch_of_traces(recipe: Pretrain, world: Countdown, problems: list, step: int) -> tuple:
-    """Step `step`'s traces, packed: tokens (S,), cu_seqlens (B+1,) and the rows (K,) whose next
-    token is learned: the trace's, not the prompt's, which are noise."""
+    """Step `step`'s traces, packed, and the rows (K,) whose next token is learned: the trace's."""
     rng, tokenizer = random.Random(f"{recipe.seed}/{step}"), world.tokenizer()
     texts, rows, end = [], [], 0
     for problem in rng.choices(problems, k=recipe.batch):
@@ -61,26 +59,26 @@ def batch_of_traces(recipe: Pretrain, world: Countdown, problems: list, step: in
 
 def pretrain(
     recipe: Pretrain, world: Countdown, checkpoint: Path, stop: Callable[[], bool]
-) -> tuple[Transformer, float]:
-    """(model, CPU seconds), the same bits for the same recipe.  Saves to `checkpoint` every 200
+) -> tuple[Transformer, dict]:
+    """(model, seconds), the same bits for the same recipe.  Saves to `checkpoint` every 200
     steps, continues from what it finds there; at `stop()` saves and raises KeyboardInterrupt."""
     problems, n_vocab = world.splits()["train"], world.tokenizer().n_vocab
     model = Transformer(replace(SIZES[recipe.size], vocab_size=n_vocab))
     model.init_weights(torch.Generator().manual_seed(recipe.seed))
     optimizer = make_optimizer(model, recipe.lr, weight_decay=0.1, beta2=0.95)
-    first, clock = 0, time.process_time()
+    first, clock = 0, parallel.Clock()
     if checkpoint.exists():
         saved = parallel.load(checkpoint)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
-        first, clock = saved["step"], clock - saved["cpu_seconds"]
+        first, clock = saved["step"], clock.add(**saved["seconds"])
     with tqdm(total=recipe.steps, initial=first, desc="pretrain", unit="step") as bar:
         for step in range(first, recipe.steps):
-            if stop() or (step > first and step % 200 == 0):
+            stopping = stop()
+            if stopping or (step > first and step % 200 == 0):
                 states = dict(model=model.state_dict(), optimizer=optimizer.state_dict())
-                cpu = time.process_time() - clock
-                parallel.save(checkpoint, states | dict(step=step, cpu_seconds=cpu))
-            if stop():
+                parallel.save(checkpoint, states | dict(step=step, seconds=clock.seconds()))
+            if stopping:
                 raise KeyboardInterrupt
             tokens, cu_seqlens, rows = batch_of_traces(recipe, world, problems, step)
             logprobs, _ = model(tokens, cu_seqlens, rows, tokens[rows + 1])
@@ -94,25 +92,26 @@ def pretrain(
             optimizer.zero_grad(set_to_none=True)
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
             bar.update()
-    return model, time.process_time() - clock
+    return model, clock.seconds()
 
 
 def base_model(
     recipe: Pretrain, world: Countdown, stop: Callable[[], bool] = lambda: False
-) -> tuple[Transformer, float]:
-    """The cached base, trained if there is none yet, and the CPU seconds spent on it earlier."""
-    digest = hashlib.sha256(json.dumps([asdict(recipe), asdict(world)]).encode()).hexdigest()
-    folder, clock = Path("runs") / f"base-{recipe.size}-{digest[:8]}", time.process_time()
+) -> tuple[Transformer, dict]:
+    """The cached base, trained if there is none yet, and the seconds that earlier processes
+    took."""
+    made_by = [asdict(recipe), asdict(world), torch.__version__, torch.get_num_threads()]
+    digest = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:8]
+    folder, here = Path("runs") / f"base-{recipe.size}-{digest}", parallel.Clock()
     if not (folder / "model.pt").exists():
-        model, cpu = pretrain(recipe, world, folder / "pretrain.pt", stop)
-        record = dict(recipe=asdict(recipe), world=asdict(world), cpu_seconds=cpu)
-        parallel.write_json(folder / "config.json", record)
+        model, spent = pretrain(recipe, world, folder / "pretrain.pt", stop)
+        parallel.write_json(folder / "config.json", dict(recipe=asdict(recipe)) | spent)
         parallel.save_model(folder, model, world.tokenizer().words)
         (folder / "pretrain.pt").unlink(missing_ok=True)
     print(f"base model {folder}")
-    model, _ = parallel.load_model(folder)
-    cpu = json.loads((folder / "config.json").read_text())["cpu_seconds"]
-    return model, max(0.0, cpu - (time.process_time() - clock))
+    record = json.loads((folder / "config.json").read_text())
+    earlier = {k: max(0.0, record[k] - seconds) for k, seconds in here.seconds().items()}
+    return parallel.load_model(folder)[0], earlier
 
 
 if __name__ == "__main__":

@@ -137,14 +137,14 @@ def prefill(
     after each (P, V)."""
     device = cache.k.device
     tokens, cu_seqlens = pack(prompts, device)
-    positions = positions_of(cu_seqlens)
+    positions, lengths = positions_of(cu_seqlens), [len(p) for p in prompts]
     prompt = torch.arange(len(prompts), device=device).repeat_interleave(cu_seqlens.diff())  # (S,)
     slots = first_slot + prompt[:, None] * G + torch.arange(G, device=device)  # (S, G)
 
     def attend_and_store(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         copies = (x.repeat_interleave(G, 0) for x in (positions, k, v))
         cache.write(layer, slots.flatten(), *copies)
-        return attend(q, k, v, cu_seqlens)
+        return attend(q, k, v, cu_seqlens, lengths)
 
     h = model.backbone(tokens, positions, attend_and_store)  # (S, n_embd)
     return F.linear(h[cu_seqlens[1:].long() - 1], model.head_weight)
@@ -296,9 +296,10 @@ def generate(
             logits = decode(model, cache, last, position, min(longest, cache.k.shape[3]))
             position = (position + 1).clamp(max=cache.k.shape[3] - 1)
             last, alive = record(request, alive, logits)
+        ended = not bool(alive.all())  # waits for the device, so the clock stops after it
         spent["decode"] += time.perf_counter() - clock
         done["decode"] += n * check_every
-        if n and not bool(alive.all()):  # the last active rows take the slots of those that ended
+        if ended:  # the last active rows take the slots of those that ended
             keep = int(alive.sum())
             holes = (~alive[:keep]).nonzero()[:, 0]
             movers = keep + alive[keep:].nonzero()[:, 0]
@@ -374,6 +375,10 @@ def main() -> int:
     parser.add_argument("--n", type=int, default=1, help="samples")
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
+    for name, low in (("n", 1), ("max_new", 1), ("temperature", 0), ("t_fork", 0)):
+        if not low <= getattr(a, name) < float("inf"):
+            parser.error(f"--{name.replace('_', '-')} {getattr(a, name)}: at least {low}, finite")
+    torch.set_num_threads(1)  # rows are few: more threads only wait for each other
     try:
         model, words = parallel.load_model(a.model)
     except parallel.UserError as e:

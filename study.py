@@ -24,7 +24,7 @@ def distribution(entropy: Tensor) -> dict[str, float]:
     hold).  Raises ValueError on an empty pool."""
     if not len(entropy):
         raise ValueError("no sampled tokens: there is no entropy to describe")
-    h = np.sort(entropy.double().cpu().numpy())[::-1]
+    h = np.sort(entropy.cpu().double().numpy())[::-1]
     out = {f"p{p}": float(np.percentile(h, p)) for p in PERCENTILES}
     top = h[: -(-len(h) // 5)]
     return out | {
@@ -43,7 +43,7 @@ def entropy_by_token(tokens: Tensor, entropy: Tensor, floor: int) -> list[tuple[
     """
     ids, inverse, counts = torch.unique(tokens, return_inverse=True, return_counts=True)
     total = torch.zeros(len(ids), dtype=torch.float64).scatter_add_(
-        0, inverse.cpu(), entropy.double().cpu()
+        0, inverse.cpu(), entropy.cpu().double()
     )
     rows = zip(ids.tolist(), (total / counts.cpu()).tolist(), counts.tolist(), strict=True)
     return sorted((r for r in rows if r[2] > floor), key=lambda r: -r[1])
@@ -71,7 +71,9 @@ def measure(
     samples."""
     generator = torch.Generator(model.head_weight.device).manual_seed(1)
     prompts = [tokenizer.encode(p.prompt) for p in problems]
-    samples = generate(model, prompts, k, max_new, tokenizer.eos, generator=generator)
+    samples = generate(
+        model, prompts, k, max_new, tokenizer.eos, generator=generator, progress=True
+    )
     texts = [tokenizer.decode(ids) for ids in samples.responses()]
     correct = np.array([world.reward(problems[i // k], t) for i, t in enumerate(texts)])
     statements = [ok for text in texts for ok in arithmetic(text)]

@@ -128,7 +128,8 @@ class Countdown:
 
         def moves(path: tuple) -> list:
             found = self.moves(tuple(v for v, _ in state(path)))
-            return [m for m in found if (*path, m) not in failed]
+            # without "-" a move may lead to numbers that no move is open to
+            return [m for m in found if (*path, m) not in failed and self.reachable(m[4])]
 
         while True:
             choice = moves(path)

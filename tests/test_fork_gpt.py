@@ -94,12 +94,12 @@ def test_threshold_of_2_to_the_25_values():
 
 def test_keep_modes():
     h = torch.tensor(TEN)
-    top, _ = keep_mask("top", h, 0.2, None)
-    bottom, tau = keep_mask("bottom", h, 0.2, None)
+    top, _ = keep_mask(Config(keep="top"), h, None)
+    bottom, tau = keep_mask(Config(keep="bottom"), h, None)
     assert (top ^ bottom).all() and bottom.sum() == 8 and tau == pytest.approx(0.9)
-    assert keep_mask("all", h, 0.2, None)[0].all()
+    assert keep_mask(Config(keep="all"), h, None)[0].all()
     generator = torch.Generator().manual_seed(0)
-    counts = sum(keep_mask("random", h, 0.2, generator)[0].int() for _ in range(2000))
+    counts = sum(keep_mask(Config(keep="random"), h, generator)[0].int() for _ in range(2000))
     assert counts.sum() == 4000
     # 10 binomials of mean 400, sd 17.9: five sd is passed by chance once in 10^5 runs of this test
     assert ((counts - 400).abs() < 90).all()
@@ -356,7 +356,7 @@ def test_dynamic_sampling_refills_is_bounded_and_never_raises(monkeypatch, right
 
     monkeypatch.setattr(fork_gpt, "draw", fake_draw)
     c = replace(Config(), prompts=4, group=4, rounds=rounds, oversample=1.0, max_new=3)
-    state = fork_gpt.State(model, None, torch.Generator())
+    state = fork_gpt.State(model, None, torch.Generator(), None)
     got, metrics = fork_gpt.collect(state, world, tokenizer, [], c)
     if groups:
         # round 1 draws 4, two are mixed; round 2 draws the 2 missing, one is mixed
@@ -382,6 +382,10 @@ def test_dynamic_sampling_refills_is_bounded_and_never_raises(monkeypatch, right
         (["--keep", "most"], ["--keep", "top"]),
         (["--keep", "bottom", "--rho", "1"], ["--rho 1.0", "bottom"]),
         (["--steps", "many"], ["--steps", "many"]),
+        (["--oversample", "inf"], ["--oversample inf"]),
+        (["--seed", str(2**64)], ["--seed", "2^63"]),
+        (["--beta2", "1.5"], ["--beta2 1.5"]),
+        (["--ops", "++"], ["--ops ++"]),
         (["--size", "huge"], ["--size huge", "tiny"]),
         (["--group", "1"], ["--group 1", "2"]),
         (["--lr", "nan"], ["--lr nan"]),
@@ -395,6 +399,37 @@ def test_a_wrong_flag_is_one_clear_line(argv, words, capsys, monkeypatch, tmp_pa
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1 and all(w in captured.err for w in words), captured.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_world_without_problems_or_a_missing_device_is_one_clear_line(
+    capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    assert fork_gpt.main(["--max-number", "1"]) == 2
+    assert "too few problems" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert fork_gpt.main(["--device", "cuda"]) == 2
+    assert "--device cuda" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_smallest_share_is_one_token():
+    """A share that rounds to no token asked the radix select for the 0-th largest."""
+    assert top_entropy(torch.tensor(TEN), 1e-9)[0].nonzero().tolist() == [[3]]
+
+
+def test_entropies_that_are_not_finite_are_refused_before_anything_is_learned():
+    """A NaN's bits sort above every number, or crash the select, depending on its sign."""
+    model = tiny()
+    batch = batch_of(model)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(math.nan)
+    for first in (True, False):
+        if first:
+            batch.samples.entropy[-1] = math.nan
+        with pytest.raises(UserError, match="not finite.*--lr"):
+            update(model, batch, replace(Config(), microbatch=10**6), None, first=first)
+        assert all(p.grad is None for p in model.parameters())
 
 
 def test_a_folder_of_another_config_is_refused(tmp_path):

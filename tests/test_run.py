@@ -68,6 +68,7 @@ def test_what_a_run_leaves(whole):
     assert [line["step"] for line in lines] == list(range(1, 8))
     assert any("kept_fraction" in line for line in lines), "nothing was learned from: weak test"
     for line in lines:
+        assert line.keys() >= lines[0].keys()
         assert {"reward", "accuracy", "truncated", "length", "group_pass_rate"} <= line.keys()
         if line["groups"]:
             assert line["kept_fraction"] == pytest.approx(0.2, abs=0.02)
@@ -155,7 +156,7 @@ def test_a_signal_saves_and_says_how_to_resume(whole, tmp_path, number):
 def test_stopping_in_pretraining_saves_there(tmp_path):
     world, recipe = Countdown(max_number=4, max_value=8), pretrain.Pretrain(steps=6)
     straight, _ = pretrain.pretrain(recipe, world, tmp_path / "q.pt", lambda: False)
-    calls = iter([False] * 6 + [True] * 2)  # asked twice a step
+    calls = iter([False, False, False, True])
     with pytest.raises(KeyboardInterrupt):
         pretrain.pretrain(recipe, world, tmp_path / "p.pt", lambda: next(calls))
     assert parallel.load(tmp_path / "p.pt")["step"] == 3
@@ -235,6 +236,35 @@ def test_loss_that_is_not_finite_stops_before_the_weights_are_touched(here, caps
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda *a, **k: stepped.append(1))
     line = fail_with(capsys, flags)
     assert "not finite" in line and "--lr" in line and "step" in line and not stepped
+
+
+@pytest.mark.parametrize("updates", [1, 4])
+def test_weights_that_became_nan_end_the_run(here, capsys, updates):
+    """They sampled garbage to the end and left a summary, or crashed in the threshold."""
+    flags = [*SMALL, "--steps", "9", "--lr", "1e38", "--updates", str(updates), "--out", "y"]
+    line = fail_with(capsys, flags)
+    assert "finite" in line and "--lr" in line and not (here / "y/summary.json").exists()
+
+
+def test_full_disk_under_the_log(here, capsys, monkeypatch):
+    """Appending to the log is the one write that is not a rename."""
+    from types import SimpleNamespace
+
+    def dumps(*args, **kw):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(fork_gpt, "json", SimpleNamespace(dumps=dumps, loads=json.loads))
+    line = fail_with(capsys, [*SMALL, "--steps", "2", "--out", "y"])
+    assert "No space left" in line and "metrics.jsonl" in line
+
+
+def test_config_with_a_wrong_type_or_word(here, whole, capsys):
+    """argparse does not see a config.json: keep = "foo" meant bottom."""
+    config = json.loads((whole / "runs/x/config.json").read_text())
+    (here / "y").mkdir()
+    for bad, words in ((dict(keep="foo"), "--keep 'foo'"), (dict(steps="7"), "--steps '7'")):
+        parallel.write_json(here / "y/config.json", config | bad)
+        assert words in fail_with(capsys, ["--resume", "y"])
 
 
 def test_a_finished_run_says_what_it_found_again(here, whole):
