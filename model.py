@@ -117,9 +117,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, lengths: list[in
     sizes = [length * n for length, n in runs]
     out = []
     for (length, n), *qkv in zip(runs, q.split(sizes), k.split(sizes), v.split(sizes), strict=True):
-        q_, k_, v_ = (
-            x.unflatten(0, (n, length)).transpose(1, 2) for x in qkv
-        )  # (n, heads, length, hd)
+        # (n, heads, length, hd) each
+        q_, k_, v_ = (x.unflatten(0, (n, length)).transpose(1, 2) for x in qkv)
         o = F.scaled_dot_product_attention(q_, k_, v_, is_causal=True, enable_gqa=True)
         out.append(o.transpose(1, 2).flatten(0, 1))  # (n * length, n_head, hd)
     return torch.cat(out)

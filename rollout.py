@@ -29,10 +29,8 @@ from tqdm import tqdm
 
 from model import Config, Transformer, at_least_fp32, attend, entropy_of, positions_of
 
-CHECK_EVERY = {
-    "cuda": 16,
-    "mps": 16,
-}  # decode steps between looks at which rows ended: each look waits for the device
+# decode steps between looks at which rows ended, 1 elsewhere: each look waits for the device
+CHECK_EVERY = dict(cuda=16, mps=16)
 
 
 @dataclass(frozen=True)
@@ -233,13 +231,13 @@ def generate(
     G) decoded at once.
 
     Reproducible for a given generator state, device and `max_rows`.  A greedy request does not
-    depend on the others. Raises ValueError for an empty prompt.
+    depend on the others.  Raises ValueError for an empty prompt or a `max_new` below 1.
     """
+    if max_new < 1:
+        raise ValueError(f"max_new is {max_new}: at least one token must be sampled")
     for i, p in enumerate(prompts):
         if not len(p):
-            raise ValueError(
-                f"prompt {i} has no tokens: there is nothing to condition on; give at least one"
-            )
+            raise ValueError(f"prompt {i} has no tokens: there is nothing to condition on")
     weight = model.head_weight
     device, R = weight.device, len(prompts) * G
     slots = max(G, min(max_rows, R))
@@ -251,8 +249,7 @@ def generate(
     count = torch.zeros(R, dtype=torch.long, device=device)  # tokens sampled, per request
     finished = torch.zeros(R, dtype=torch.bool, device=device)
 
-    # the active rows: slot i < n serves request[i], whose newest token last[i] will be cached at
-    # position[i]
+    # slot i < n serves request[i], whose newest token last[i] will be cached at position[i]
     n, waiting, longest = 0, 0, 0
     request, last, position = (torch.empty(0, dtype=torch.long, device=device) for _ in range(3))
     alive = torch.empty(0, dtype=torch.bool, device=device)
@@ -264,19 +261,18 @@ def generate(
     def record(request: Tensor, alive: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Sample a token for each row and note it; the tokens, and which rows go on."""
         token, logprob, h = sample(logits, how, generator)
-        at = count[request].clamp(max=max_new - 1)
-        write = alive & (count[request] < max_new)
+        at = count[request].clamp(max=max_new - 1)  # rows that ended note nothing
         for store, value in ((out, token), (logprobs, logprob), (entropy, h)):
-            store[request, at] = torch.where(write, value.to(store.dtype), store[request, at])
-        count[request] += write
+            store[request, at] = torch.where(alive, value.to(store.dtype), store[request, at])
+        count[request] += alive
         if eos is not None:
-            finished[request] |= write & (token == eos)
+            finished[request] |= alive & (token == eos)
             alive = alive & (token != eos)
         return token, alive & (count[request] < max_new)
 
     while n or waiting < len(prompts):
         admitted = min((slots - n) // G, len(prompts) - waiting)
-        if admitted and max_new:
+        if admitted:
             clock = time.perf_counter()
             group = prompts[waiting : waiting + admitted]
             logits = prefill(model, cache, group, n, G).repeat_interleave(G, 0)  # (admitted * G, V)
@@ -306,12 +302,8 @@ def generate(
             cache.move(movers, holes, longest)
             for x in (request, last, position):
                 x[holes] = x[movers]
-            request, last, position, alive = (
-                request[:keep],
-                last[:keep],
-                position[:keep],
-                alive.new_ones(keep),
-            )
+            request, last, position = request[:keep], last[:keep], position[:keep]
+            alive = alive.new_ones(keep)
             bar.update(n - keep)
             n = keep
             longest = int(position.max()) if n else 0

@@ -25,10 +25,8 @@ from tokenizer import Tokenizer, word_tokenizer
 
 EOS = "."
 WORDS = [EOS, *"use goal ; try = left no yes wait back stop answer ( )".split()]
-MAX_ANSWER, MAX_DEPTH = (
-    400,
-    30,
-)  # characters and parentheses of an answer: far more than 8 numbers need
+# characters and parentheses of an answer that is read: far more than 8 numbers need
+MAX_ANSWER, MAX_DEPTH = 400, 30
 
 
 @dataclass(frozen=True, order=True)

@@ -155,9 +155,8 @@ def test_a_greedy_sample_is_cut_right_after_the_end_of_text_or_at_the_limit(mode
 
 
 def test_no_new_token_no_prompt_and_an_empty_prompt(model):
-    nothing = generate(model, PROMPTS, 2, 0, EOS)
-    assert nothing.lengths().tolist() == [0] * 12 and not nothing.finished.any()
-    assert nothing.tokens.tolist() == [t for p in PROMPTS for t in p + p]
+    with pytest.raises(ValueError, match="max_new is 0"):
+        generate(model, PROMPTS, 2, 0, EOS)
     nobody = generate(model, [], 2, 5, EOS)
     assert nobody.responses() == [] and nobody.cu_seqlens.tolist() == [0]
     with pytest.raises(ValueError, match="prompt 1 has no tokens"):
@@ -477,10 +476,10 @@ def test_a_rollout_is_cut_and_joined_as_its_samples_are(model):
         assert slow(part) == [plain[i] for i in which]
         assert part.cu_seqlens.dtype == torch.int32
         assert part.lengths().tolist() == [len(responses[i]) for i in which]
-    a, b = samples.sequences([5, 1]), generate(model, [[1, 2]], 1, 0, EOS)
+    a, b = samples.sequences([5, 1]), generate(model, [[1, 2]], 1, 1, EOS)
     joined = Rollout.join([a, b, samples])
     assert slow(joined) == slow(a) + slow(b) + plain
-    assert joined.responses() == [responses[5], responses[1], [], *responses]
+    assert joined.responses() == [responses[5], responses[1], *b.responses(), *responses]
     assert joined.cu_seqlens.dtype == torch.int32
 
 
