@@ -80,7 +80,7 @@ class Config:
     pool: str = flag("minibatch", "tokens of which a share is taken", "minibatch microbatch")
     normalize: str = flag("kept", "the loss is divided by this count of tokens", "kept all")
     # the step
-    steps: int = flag(54, "rollouts")
+    steps: int = flag(60, "rollouts")
     prompts: int = flag(32, "groups trained on per rollout")
     group: int = flag(8, "responses per prompt")
     updates: int = flag(4, "optimizer steps per rollout")
@@ -484,7 +484,9 @@ def run(c: Config, stop: Callable[[], bool]) -> dict:
     state = State(model, optimizer, generator, clock)
 
     def look(title: str) -> dict:
-        found, samples = study.measure(model, world, tokenizer, splits["test"], c.eval_k, c.max_new)
+        found, samples = study.measure(
+            model, world, tokenizer, splits["test"], c.eval_k, c.max_new, progress=True
+        )
         print("\n" + study.describe(f"{title}, test split", found, samples, tokenizer), flush=True)
         return found
 

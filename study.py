@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model import Transformer
-from rollout import Rollout, colour_trace, generate
+from rollout import Rollout, Sampling, colour_trace, generate
 from tasks import Countdown, Problem, arithmetic
 from tokenizer import Tokenizer
 
@@ -65,15 +65,15 @@ def measure(
     problems: list[Problem],
     k: int,
     max_new: int,
+    progress: bool = False,
 ) -> tuple[dict, Rollout]:
     """`k` samples of each problem at T=1, always with the same seed: accuracy with its 95% interval
     over problems, share of true arithmetic statements, mean length, truncated share; the
     samples."""
     generator = torch.Generator(model.head_weight.device).manual_seed(1)
     prompts = [tokenizer.encode(p.prompt) for p in problems]
-    samples = generate(
-        model, prompts, k, max_new, tokenizer.eos, generator=generator, progress=True
-    )
+    how = Sampling()
+    samples = generate(model, prompts, k, max_new, tokenizer.eos, how, generator, progress=progress)
     texts = [tokenizer.decode(ids) for ids in samples.responses()]
     correct = np.array([world.reward(problems[i // k], t) for i, t in enumerate(texts)])
     statements = [ok for text in texts for ok in arithmetic(text)]
