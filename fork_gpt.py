@@ -84,7 +84,7 @@ class Config:
     prompts: int = flag(32, "groups trained on per rollout")
     group: int = flag(8, "responses per prompt")
     updates: int = flag(4, "optimizer steps per rollout")
-    oversample: float = flag(1.5, "problems drawn for each group still missing, in each round")
+    oversample: float = flag(2.0, "problems drawn for each group still missing, in each round")
     rounds: int = flag(2, "rounds of dynamic sampling at most")
     max_new: int = flag(144, "response tokens at most")
     overlong: int = flag(0, "tokens before max_new with a soft penalty (DAPO: 4096); 0 is off")
@@ -100,7 +100,7 @@ class Config:
     microbatch: int = flag(2048, "tokens at a time; changes speed and memory, not the gradient")
     # the small world and its base model
     size: str = flag("tiny", "named size of the base model, see model.py")
-    pretrain_steps: int = flag(3000, "steps of the base model's pretraining")
+    pretrain_steps: int = flag(3200, "steps of the base model's pretraining")
     n_numbers: int = flag(3, "numbers of a Countdown problem")
     max_number: int = flag(12, "largest number given")
     max_value: int = flag(30, "largest value on the way and largest goal")

@@ -2,8 +2,8 @@
 
     python pretrain.py              # trains the default base and caches it below runs/
 
-The traces solve training problems, many of them by random tries, and most give up early: the
-model learns how to search and to calculate, and searches badly.  RLVR teaches it where to go.
+Many of the traces try at random and give up early: the model learns how to search and to calculate,
+and searches badly.  RLVR teaches it where to go.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ class Pretrain:
     """The base model's recipe; it names the cached base, so a changed recipe is a new base."""
 
     size: str = "tiny"  # a name in model.SIZES
-    steps: int = 3000  # optimizer steps
+    steps: int = 3200  # optimizer steps
     batch: int = 16  # traces a step; larger batches learn less in the same time
     lr: float = 4e-3  # peak learning rate of AdamW; 50 steps of warm-up, then cosine to 0
     skill: float = 0.7  # share of traces that prefer moves which keep the goal reachable
@@ -48,20 +48,20 @@ def batch_of_traces(recipe: Pretrain, world: Countdown, problems: list, step: in
     """Step `step`'s traces, packed, and the rows (K,) whose next token is learned: the trace's."""
     rng, tokenizer = random.Random(f"{recipe.seed}/{step}"), world.tokenizer()
     texts, rows, end = [], [], 0
-    for problem in rng.choices(problems, k=recipe.batch):
-        trace = world.trace(problem, rng, recipe.skill, recipe.attempts, recipe.p_stop)
-        first = end + len(tokenizer.encode(problem.prompt))
-        texts.append(tokenizer.encode(f"{problem.prompt} {trace}"))
-        end += len(texts[-1])
-        rows += range(first - 1, end - 1)
-    return *pack(texts, torch.device("cpu")), torch.tensor(rows)
+    for p in rng.choices(problems, k=recipe.batch):
+        trace = world.trace(p, rng, recipe.skill, recipe.attempts, recipe.p_stop)
+        texts.append([tokenizer.encode(t) for t in (p.prompt, f"{p.prompt} {trace}")])
+    texts.sort(key=lambda t: len(t[1]))  # equal lengths side by side: fewer attention calls
+    for prompt, ids in texts:
+        rows += range(end + len(prompt) - 1, end + len(ids) - 1)
+        end += len(ids)
+    return *pack([ids for _, ids in texts], torch.device("cpu")), torch.tensor(rows)
 
 
 def pretrain(
     recipe: Pretrain, world: Countdown, checkpoint: Path, stop: Callable[[], bool]
 ) -> tuple[Transformer, dict]:
-    """(model, seconds), the same bits for the same recipe.  Saves to `checkpoint` every 200
-    steps, continues from what it finds there; at `stop()` saves and raises KeyboardInterrupt."""
+    """(model, seconds).  Saves and resumes at `checkpoint`; `stop()` saves, KeyboardInterrupt."""
     problems, n_vocab = world.splits()["train"], world.tokenizer().n_vocab
     model = Transformer(replace(SIZES[recipe.size], vocab_size=n_vocab))
     model.init_weights(torch.Generator().manual_seed(recipe.seed))

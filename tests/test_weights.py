@@ -1,0 +1,589 @@
+"""Weights in and out: folders of transformers load and come back, and broken ones are refused."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_model import peer, peer_config, stream, tiny
+from torch.testing import assert_close
+from transformers import Qwen3ForCausalLM
+
+import model
+from model import (
+    INDEX,
+    SINGLE,
+    SIZES,
+    Config,
+    Transformer,
+    from_pretrained,
+    pieces,
+    read_config,
+    read_header,
+    save_pretrained,
+    write_safetensors,
+)
+
+ROOT = Path(model.__file__).parent
+
+
+def written(folder: Path, tied: bool = True, shards: int = 1) -> tuple[Transformer, Path]:
+    """Our random model and the folder that transformers writes of it."""
+    ours = tiny(tied)
+    total = 4 * sum(p.numel() for p in ours.parameters())
+    # greedy shards leave room: of some sizes near the fourth part, one gives four files
+    for size in [total] if shards == 1 else range(total // 4, total // 2, 512):
+        peer(ours).save_pretrained(folder, max_shard_size=size)
+        found = list(folder.glob("*.safetensors"))
+        if len(found) == shards:
+            return ours, folder
+        for path in found:
+            path.unlink()
+    raise AssertionError(f"no shard size gives {shards} shards")
+
+
+def same(one: Transformer, two: Transformer) -> bool:
+    a, b = one.state_dict(), two.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def edit(path: Path, **changes) -> None:
+    """Change keys of a JSON file; ... removes one."""
+    raw = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in raw.items() if v is not ...}))
+
+
+def refusal(folder: Path, **arguments) -> str:
+    """The one line of the ValueError with which a folder is refused."""
+    with pytest.raises(ValueError) as e:
+        from_pretrained(folder, **arguments)
+    line = str(e.value)
+    assert "\n" not in line and len(line) < 500 and str(folder) in line, line
+    assert type(e.value) is ValueError and e.value.__cause__ is None
+    return line.replace(str(folder), "")
+
+
+# ------------------------------------------------------------------ against transformers
+
+
+@pytest.mark.parametrize("shards", (1, 4))
+@pytest.mark.parametrize("tied", (True, False))
+def test_a_folder_of_transformers_loads_with_its_logits(tied, shards, tmp_path):
+    written(tmp_path, tied, shards)
+    assert (tmp_path / INDEX).exists() == (shards == 4)
+    ours = from_pretrained(tmp_path)
+    assert ours.config == tiny(tied).config and same(ours, tiny(tied))
+    theirs = Qwen3ForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    tokens, cu_seqlens = stream([9])
+    with torch.no_grad():
+        expected = theirs(tokens[None]).logits[0]
+        assert_close(ours.logits(tokens, cu_seqlens), expected, rtol=0, atol=1e-5)
+    assert all(p.requires_grad and not p.is_meta for p in ours.parameters())
+
+
+@pytest.mark.parametrize("shard_size", (10**9, 15_000))
+@pytest.mark.parametrize("tied", (True, False))
+def test_transformers_loads_our_export_and_generates_the_same(tied, shard_size, tmp_path):
+    ours = tiny(tied)
+    save_pretrained(ours, tmp_path / "out", shard_size, extra={"eos_token_id": 66})
+    theirs, info = Qwen3ForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(info.values()), info
+    assert theirs.config.rope_parameters["rope_theta"] == 1e4
+    assert theirs.config.eos_token_id == 66
+    prompt = stream([6])[0]
+    text = theirs.eval().generate(prompt[None], max_new_tokens=12, do_sample=False)[0].tolist()
+    found = prompt.tolist()
+    while len(found) < len(text):
+        with torch.no_grad():
+            row = ours.logits(torch.tensor(found), torch.tensor([0, len(found)]))[-1]
+        found.append(int(row.argmax()))
+    assert found == text and len(found) > 6
+
+
+@pytest.mark.parametrize("tied", (True, False))
+def test_one_file_comes_back_byte_for_byte(tied, tmp_path):
+    _, folder = written(tmp_path / "in", tied)
+    save_pretrained(from_pretrained(folder), tmp_path / "out")
+    assert (tmp_path / "out" / SINGLE).read_bytes() == (folder / SINGLE).read_bytes()
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_our_own_folder_comes_back_byte_for_byte(dtype, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    save_pretrained(tiny(False), one, 15_000, dtype)
+    # bf16 through the fp32 master and back loses nothing
+    save_pretrained(from_pretrained(one), two, 15_000, dtype)
+    assert contents(one) == contents(two) and len(list(one.glob("*.safetensors"))) >= 4
+    assert json.loads((one / "config.json").read_text())["dtype"] == str(dtype)[6:]
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16, torch.float64))
+def test_files_equal_the_librarys_both_ways(dtype, tmp_path):
+    tensors = {"b": torch.randn(3, 5, 2), "a.weight": torch.randn(7), "é\n": torch.randn(1, 1)}
+    tensors = {name: x.to(dtype) for name, x in tensors.items()}
+    save_file(tensors, tmp_path / "theirs", {"format": "pt"})
+    for name, entry in read_header(tmp_path / "theirs").items():
+        assert entry.dtype == dtype
+        flat = torch.cat([x for _, x in pieces(entry)])
+        assert torch.equal(flat.view(entry.shape), tensors[name])
+    write_safetensors(tmp_path / "ours", tensors, dtype)
+    assert all(torch.equal(x, tensors[n]) for n, x in load_file(tmp_path / "ours").items())
+    del tensors["é\n"]  # how JSON escapes is a choice; without escapes the bytes are equal
+    save_file(tensors, tmp_path / "theirs", {"format": "pt"})
+    write_safetensors(tmp_path / "ours", tensors, dtype)
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_tensors_of_many_pieces_and_odd_alignment_are_read_exactly(tmp_path, monkeypatch):
+    ours, folder = written(tmp_path)
+    raw = (folder / SINGLE).read_bytes()
+    n = int.from_bytes(raw[:8], "little")
+    for pad in (1, 2, 3):  # the header ends at an odd byte: legal, and no view of fp32 fits
+        header = raw[8 : 8 + n] + b" " * pad
+        (folder / SINGLE).write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + n :])
+        for size in (104, 4096):
+            monkeypatch.setattr(model, "PIECE", size)
+            assert same(from_pretrained(folder), ours)
+    save_pretrained(ours, folder / "out")
+    assert (folder / "out" / SINGLE).read_bytes() == raw
+
+
+# ------------------------------------------------------------------ config and dtypes
+
+
+@pytest.mark.parametrize("name", [name for name in SIZES if name.startswith("Qwen3")])
+def test_every_published_size_reads_from_both_forms_of_config(name, tmp_path):
+    path = tmp_path / "config.json"
+    peer_config(SIZES[name]).save_pretrained(tmp_path)
+    assert "rope_theta" not in json.loads(path.read_text())
+    assert read_config(path) == SIZES[name]
+    # the published form: rope_theta at the top, an integer; a sliding window, not in use
+    published = dict(rope_scaling=None, sliding_window=4096, max_window_layers=28, layer_types=...)
+    edit(path, rope_parameters=..., rope_theta=1000000, **published)
+    assert read_config(path) == SIZES[name]
+    assert type(read_config(path).rope_theta) is float
+
+
+def test_bf16_weights_make_an_fp32_master_or_stay(tmp_path):
+    ours = tiny()
+    save_pretrained(ours, tmp_path / "bf16", dtype=torch.bfloat16)
+    master = from_pretrained(tmp_path / "bf16")
+    half = from_pretrained(tmp_path / "bf16", torch.bfloat16)
+    assert same(half, tiny().bfloat16()) and same(master, tiny().bfloat16().float())
+    save_pretrained(ours, tmp_path / "fp32")
+    assert same(from_pretrained(tmp_path / "fp32", torch.bfloat16), half)
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+
+
+def test_a_tied_folder_may_hold_the_shared_matrix_twice(tmp_path):
+    ours, folder = written(tmp_path)
+    weights = load_file(folder / SINGLE)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, folder / SINGLE)
+    assert same(from_pretrained(folder), ours)
+    assert same(from_pretrained(folder, torch.bfloat16), tiny().bfloat16())
+    weights["lm_head.weight"][3, 4] += 1
+    save_file(weights, folder / SINGLE)
+    assert "lm_head.weight is not the embedding" in refusal(folder)
+    weights["lm_head.weight"] = torch.zeros(5, 48)
+    save_file(weights, folder / SINGLE)
+    assert "lm_head.weight is not the embedding" in refusal(folder)
+
+
+def test_the_model_outlives_its_files(tmp_path):
+    ours, folder = written(tmp_path)
+    loaded = from_pretrained(folder)
+    (folder / SINGLE).write_bytes(b"\xff" * (folder / SINGLE).stat().st_size)  # in place
+    assert same(loaded, ours)
+
+
+BAD_CONFIGS = {
+    "mixture of experts": (dict(model_type="qwen3_moe"), "model_type 'qwen3_moe'"),
+    "another model": (dict(model_type="llama"), "model_type 'llama'"),
+    "no model_type": (dict(model_type=...), "model_type None"),
+    "experts": (dict(num_experts=8), "num_experts 8"),
+    "activation": (dict(hidden_act="gelu"), "hidden_act 'gelu'"),
+    "bias": (dict(attention_bias=True), "attention_bias True"),
+    "quantised": (dict(quantization_config={"quant_method": "fp8"}), "quantization_config"),
+    "yarn, old": (dict(rope_scaling={"rope_type": "yarn", "factor": 4.0}), "rope_scaling"),
+    "yarn": (dict(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), "rope_parameters"),
+    "factor": (dict(rope_parameters={"factor": 4.0, "rope_theta": 1e4}), "'factor': 4.0"),
+    "no rope": (dict(rope_parameters=...), "rope_theta is None"),
+    "rope list": (dict(rope_parameters=[1]), "rope_parameters [1]"),
+    "two thetas": (dict(rope_theta=5e5), "two values of rope_theta"),
+    "window": (dict(use_sliding_window=True), "use_sliding_window True"),
+    "layers": (dict(layer_types=["full_attention", "sliding_attention"]), "layer_types"),
+    "head_dim": (dict(head_dim=...), "head_dim is None"),
+    "text": (dict(hidden_size="48"), "hidden_size is '48'"),
+    "fraction": (dict(num_hidden_layers=2.0), "num_hidden_layers is 2.0"),
+    "boolean": (dict(vocab_size=True), "vocab_size is True"),
+    "negative": (dict(intermediate_size=-80), "intermediate_size is -80"),
+    "zero": (dict(num_key_value_heads=0), "num_key_value_heads is 0"),
+    "huge": (dict(vocab_size=10**18), "vocab_size is 10000"),
+    "too deep": (dict(num_hidden_layers=10**6, layer_types=...), "1000000 layers, but 24 tensors"),
+    "heads": (dict(num_attention_heads=5), "must divide"),
+    "odd": (dict(head_dim=15), "must divide"),
+    "nan": (dict(rms_norm_eps=math.nan), "rms_norm_eps is nan"),
+    "tie": (dict(tie_word_embeddings="yes"), "tie_word_embeddings is 'yes'"),
+    "other shape": (
+        dict(intermediate_size=81),
+        "gate_proj.weight is [80, 48], by config.json [81, 48]",
+    ),
+    "untied": (dict(tie_word_embeddings=False), "missing tensors: 'lm_head.weight'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONFIGS)
+def test_a_config_that_is_wrong_or_unsupported_is_refused_by_name(case, tmp_path):
+    changes, expected = BAD_CONFIGS[case]
+    _, folder = written(tmp_path)
+    edit(folder / "config.json", **changes)
+    assert expected in refusal(folder)
+
+
+BAD_JSON = {
+    "empty": (b"", "Expecting value"),
+    "not JSON": (b"{'a': 1}", "property name"),
+    "a list": (b"[]", "not a JSON object"),
+    "not UTF-8": (b'{"a": "\xff"}', "utf-8"),
+    "duplicate keys": (b'{"a": 1, "a": 1}', "duplicate keys"),
+    "deep nesting": (b'{"a": ' + b"[" * 100_000, "recursion"),
+}
+
+
+@pytest.mark.parametrize("file", ("config.json", INDEX))
+@pytest.mark.parametrize("case", BAD_JSON)
+def test_a_json_file_that_is_no_object_is_refused(case, file, tmp_path):
+    raw, expected = BAD_JSON[case]
+    _, folder = written(tmp_path, shards=4)
+    (folder / file).write_bytes(raw)
+    line = refusal(folder)
+    assert expected in line and file in line
+
+
+@pytest.mark.parametrize("file", ("config.json", INDEX))
+def test_two_gigabytes_of_json_are_refused_unread(file, tmp_path):
+    _, folder = written(tmp_path, shards=4)
+    with open(folder / file, "r+b") as f:
+        f.truncate(2**31)  # a hole on the disk
+    assert "2147483648 bytes" in refusal(folder)
+
+
+# ------------------------------------------------------------------ tensors and indexes
+
+
+def test_missing_surplus_and_non_finite_tensors_are_named(tmp_path):
+    ours, folder = written(tmp_path)
+    weights = load_file(folder / SINGLE)
+    norm = weights.pop("model.norm.weight")
+    save_file(weights, folder / SINGLE)
+    assert "missing tensors: 'model.norm.weight'" in refusal(folder)
+    extra = {f"model.layers.{i}.mlp.bias": norm.clone() for i in (2, 3, 4, 5)}
+    save_file(weights | {"model.norm.weight": norm} | extra, folder / SINGLE)
+    line = refusal(folder)
+    assert "surplus tensors: 'model.layers.2.mlp.bias', 'model.layers.3" in line
+    assert line.endswith(", ...") and "layers.5" not in line
+    name = "model.layers.1.mlp.up_proj.weight"
+    for bad in (math.nan, math.inf, -math.inf):
+        broken = weights[name].clone()
+        broken[-1, -1] = bad
+        save_file(weights | {"model.norm.weight": norm, name: broken}, folder / SINGLE)
+        for dtype in (torch.float32, torch.bfloat16):
+            line = refusal(folder, dtype=dtype)
+            assert f"{SINGLE}: {name} has values that are not finite" in line
+
+
+BAD_FILE_NAMES = (
+    "../evil.safetensors",
+    "/etc/passwd",
+    "a/b.safetensors",
+    "..",
+    "a\\b",
+    "",
+    "a\0b",
+    "a\nb",
+    "\ud800",
+    7,
+    None,
+    ["x"],
+)
+
+
+@pytest.mark.parametrize("file", BAD_FILE_NAMES, ids=ascii)
+def test_an_index_reaches_no_other_folder(file, tmp_path):
+    _, folder = written(tmp_path / "in", shards=4)
+    (tmp_path / "evil.safetensors").write_bytes((folder / "config.json").read_bytes())
+    weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
+    edit(folder / INDEX, weight_map=weight_map | {"model.norm.weight": file})
+    assert f"{INDEX}: {file!r} is not the name of a file beside it" in refusal(folder)
+
+
+def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path):
+    _, folder = written(tmp_path, shards=4)
+    weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
+    name = "model.norm.weight"
+    here, elsewhere = (
+        weight_map[name],
+        next(x for x in weight_map.values() if x != weight_map[name]),
+    )
+    for changed, expected in (
+        (..., "no weight_map"),
+        ([1], "no weight_map"),
+        ({}, "2 layers, but 0 tensors"),
+        (weight_map | {"x": here}, f"{INDEX}: 'x' not in the shard it names"),
+        (weight_map | {name: elsewhere}, f"{here} holds '{name}' against the index"),
+        ({k: v for k, v in weight_map.items() if k != name}, f"{here} holds '{name}' against"),
+        (weight_map | {name: "gone.safetensors"}, "gone.safetensors: No such file"),
+        (weight_map | {name: "config.json"}, "/config.json: truncated"),
+    ):
+        edit(folder / INDEX, weight_map=changed)
+        assert expected in refusal(folder)
+    edit(folder / INDEX, weight_map=weight_map)
+    from_pretrained(folder)
+    (folder / here).unlink()
+    assert "No such file" in refusal(folder)
+
+
+def test_a_folder_without_its_files_is_refused(tmp_path):
+    assert "/config.json: No such file" in refusal(tmp_path)
+    assert "No such file" in refusal(tmp_path / "nowhere")
+    _, folder = written(tmp_path)
+    (folder / INDEX).write_text("{}")
+    assert "exactly one of" in refusal(folder)
+    (folder / INDEX).unlink()
+    (folder / SINGLE).rename(folder / "other")
+    assert "exactly one of" in refusal(folder)
+    (folder / SINGLE).mkdir()
+    assert "cannot read" in refusal(folder)
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+    assert "cannot read" in refusal(folder)
+
+
+# ------------------------------------------------------------------ malformed safetensors
+
+GOOD = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
+
+
+def one(data: int = 24, **changes) -> bytes:
+    return packed({"x": {k: v for k, v in (GOOD | changes).items() if v is not ...}}, data)
+
+
+def packed(header, data: int = 24) -> bytes:
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(raw).to_bytes(8, "little") + raw + bytes(data)
+
+
+def two(a: list[int], b: list[int], data: int = 48) -> bytes:
+    return packed({"x": GOOD | {"data_offsets": a}, "y": GOOD | {"data_offsets": b}}, data)
+
+
+ENTRY = json.dumps(GOOD).encode()
+MALFORMED = {
+    "empty": b"",
+    "7 bytes": b"\2\0\0\0\0\0\0",
+    "8 bytes": (2).to_bytes(8, "little"),
+    "header beyond the file": (1000).to_bytes(8, "little") + b"{}" + bytes(24),
+    "header length near 2^64": b"\xff" * 8 + b"{}",
+    "header length 0": bytes(32),
+    "not UTF-8": packed(b'{"\xff\xfe": 1}'),
+    "not JSON": packed(b"{x}"),
+    "a list": packed([1, 2]),
+    "a number": packed(b"1", 0),
+    "deep nesting": packed(b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+    "deep objects": packed(b'{"x":' * 100_000 + b"1" + b"}" * 100_000),
+    "duplicate names": packed(b'{"x":' + ENTRY + b',"x":' + ENTRY + b"}"),
+    "duplicate keys": packed(b'{"x":' + ENTRY[:-1] + b',"dtype":"F32"}}'),
+    "number of 5,000 digits": packed(b'{"x":' + b"9" * 5000 + b"}"),
+    "metadata no map": packed({"__metadata__": [1], "x": GOOD}),
+    "metadata no strings": packed({"__metadata__": {"a": 1}, "x": GOOD}),
+    "entry no object": packed({"x": [1, 2, 3]}),
+    "entry a string": packed({"x": "F32"}),
+    "dtype missing": one(dtype=...),
+    "shape missing": one(shape=...),
+    "offsets missing": one(data_offsets=...),
+    "surplus key": one(stride=[3, 1]),
+    "dtype unknown": one(dtype="F33"),
+    "dtype quantised": one(6, dtype="I8", data_offsets=[0, 6]),
+    "dtype a list": one(dtype=["F32"]),
+    "shape a number": one(shape=6),
+    "shape an object": one(4, shape={}, data_offsets=[0, 4]),
+    "shape a string": one(shape="23"),
+    "negative sizes": one(shape=[-2, -3]),
+    "boolean size": one(12, shape=[True, 3], data_offsets=[0, 12]),
+    "size a fraction": one(shape=[2.0, 3]),
+    "size null": one(shape=[None, 3]),
+    "boolean offset": one(shape=[2, 3], data_offsets=[False, 24]),
+    "negative offset": one(data_offsets=[-24, 0]),
+    "one offset": one(data_offsets=[24]),
+    "three offsets": one(data_offsets=[0, 12, 24]),
+    "offsets reversed": one(data_offsets=[24, 0]),
+    "size too small for the shape": one(20, data_offsets=[0, 20]),
+    "size too large for the shape": one(28, data_offsets=[0, 28]),
+    "shape beyond 64 bits": one(0, shape=[2**40, 2**40], data_offsets=[0, 0]),
+    "hole at the start": one(28, data_offsets=[4, 28]),
+    "hole between": two([0, 24], [28, 52], 52),
+    "overlap": two([0, 24], [20, 44], 44),
+    "the same bytes twice": two([0, 24], [0, 24], 24),
+    "trailing byte": one(25),
+    "trailing bytes, no tensors": packed({}, 4),
+    "truncated by a byte": one(23),
+    "no data": one(0),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_a_malformed_file_is_refused_in_one_line(case, tmp_path):
+    path = tmp_path / SINGLE
+    path.write_bytes(one())
+    assert read_header(path)["x"].shape == [2, 3]  # the unspoilt one is read
+    path.write_bytes(MALFORMED[case])
+    with pytest.raises(ValueError) as e:
+        read_header(path)
+    assert type(e.value) is ValueError and str(path) in str(e.value)
+    assert "\n" not in str(e.value) and len(str(e.value)) < 500
+    peer_config(tiny().config).save_pretrained(tmp_path)
+    refusal(tmp_path)
+
+
+def test_a_header_of_more_than_the_limit_is_refused_unread(tmp_path):
+    path = tmp_path / SINGLE
+    with open(path, "wb") as f:
+        f.write((100_000_001).to_bytes(8, "little"))
+        f.truncate(200_000_000)  # a hole on the disk
+    with pytest.raises(ValueError, match="200000000 bytes"):
+        read_header(path)
+
+
+@pytest.mark.parametrize("at", range(0, 3000, 97))
+def test_a_flipped_byte_of_the_header_is_refused_or_changes_no_shape(at, tmp_path):
+    """Either one line or a model: never another exception."""
+    _, folder = written(tmp_path)
+    raw = bytearray((folder / SINGLE).read_bytes())
+    raw[at] ^= 0x15
+    (folder / SINGLE).write_bytes(raw)
+    try:
+        from_pretrained(folder)
+    except ValueError as e:
+        assert type(e) is ValueError and "\n" not in str(e) and str(folder) in str(e)
+
+
+# ------------------------------------------------------------------ writing
+
+
+def test_shards_keep_the_stated_size_and_files_come_along(tmp_path):
+    given = tmp_path / "tokenizer.json"
+    given.write_bytes(b"\x00 any bytes")
+    ours = tiny(False)
+    limit = 15_000
+    save_pretrained(ours, tmp_path / "a" / "out", limit, files=[given])
+    out = contents(tmp_path / "a" / "out")
+    shards = {name: raw for name, raw in out.items() if name.endswith(".safetensors")}
+    n = len(shards)
+    assert sorted(shards) == [f"model-{i:05}-of-{n:05}.safetensors" for i in range(1, n + 1)]
+    assert n > 4 and out.keys() - shards.keys() == {"config.json", INDEX, "tokenizer.json"}
+    assert out["tokenizer.json"] == b"\x00 any bytes"
+    sizes = []
+    for name in shards:
+        tensors = load_file(tmp_path / "a" / "out" / name)
+        sizes.append(sum(x.numel() * 4 for x in tensors.values()))
+        assert sizes[-1] <= limit or len(tensors) == 1
+    index = json.loads(out[INDEX])
+    assert index["metadata"]["total_size"] == sum(sizes)
+    assert sum(sizes) == 4 * sum(p.numel() for p in ours.parameters())
+    assert index["weight_map"].keys() == ours.state_dict().keys()
+    assert os.listdir(tmp_path / "a") == ["out"]
+
+
+def test_nothing_is_replaced_and_a_failure_leaves_nothing(tmp_path, monkeypatch):
+    ours = tiny()
+    other = tmp_path / "other"
+    other.mkdir()
+    save_pretrained(ours, other)  # an empty folder is as good as none
+    before = contents(other)
+    with pytest.raises(ValueError, match="holds something already"):
+        save_pretrained(tiny(seed=1), other)
+    with pytest.raises(ValueError, match="No such file.*gone.json"):
+        save_pretrained(ours, tmp_path / "out", files=[tmp_path / "gone.json"])
+    with pytest.raises(ValueError, match="has a file of that name"):
+        save_pretrained(ours, tmp_path / "out", files=[other / "config.json"])
+    with pytest.raises(ValueError, match="cannot write .*Not a directory"):
+        save_pretrained(ours, other / SINGLE / "out")
+    assert contents(other) == before and os.listdir(tmp_path) == ["other"]
+
+    real = model.fsync
+
+    def killed(path):
+        if path.name == "config.json":
+            raise KeyboardInterrupt
+        real(path)
+
+    monkeypatch.setattr(model, "fsync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_pretrained(ours, tmp_path / "out")
+    assert os.listdir(tmp_path) == ["other"]
+
+
+FULL_DISK = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+from model import *
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    save_pretrained(Transformer(SIZES["tiny"]), sys.argv[2])
+except ValueError as e:
+    print(e)
+"""
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    args = [sys.executable, "-c", FULL_DISK, str(ROOT), str(tmp_path / "out")]
+    out = subprocess.run(args, capture_output=True, text=True, check=True).stdout
+    assert out == f"cannot write {tmp_path / 'out'}: File too large\n"
+    assert os.listdir(tmp_path) == []
+
+
+PEAK = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from model import *
+def peak():  # ru_maxrss would be that of the parent, which a child inherits
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+dtype = getattr(torch, sys.argv[3])
+torch.set_num_threads(1)
+count_parameters(SIZES["tiny"])  # the meta device imports 90 MB of Python at first use
+before = peak()
+model = from_pretrained(sys.argv[2], dtype)
+loaded = peak()
+save_pretrained(model, sys.argv[2] + ".copy", 50_000_000, dtype)
+saved = peak()
+weights = sum(p.numel() * p.element_size() for p in model.parameters())
+print((loaded - before) / weights, (saved - before) / weights, weights)
+"""
+
+
+@pytest.mark.parametrize(
+    "stored, dtype", (("float32",) * 2, ("bfloat16",) * 2, ("bfloat16", "float32"))
+)
+def test_loading_and_saving_take_the_weights_once(stored, dtype, tmp_path):
+    """The largest tensor, the embedding, is 60% of this model."""
+    config = Config(1024, 2, 8, 4, 128, 3072, vocab_size=40_000)
+    folder = tmp_path / "in"
+    save_pretrained(Transformer(config).init_weights(), folder, 10**9, getattr(torch, stored))
+    args = [sys.executable, "-c", PEAK, str(ROOT), str(folder), dtype]
+    out = subprocess.run(args, capture_output=True, text=True, check=True).stdout
+    loaded, saved, weights = map(float, out.split())
+    print(f"{stored} to {dtype}: {weights / 1e6:.0f} MB, peak {loaded:.3f}, {saved:.3f}")
+    assert weights > 120e6
+    assert 0.9 < loaded <= 1.15 and saved <= 1.3
