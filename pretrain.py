@@ -48,14 +48,13 @@ def batch_of_traces(recipe: Pretrain, world: Countdown, problems: list, step: in
     """Step `step`'s traces, packed, and the rows (K,) whose next token is learned: the trace's."""
     rng, tokenizer = random.Random(f"{recipe.seed}/{step}"), world.tokenizer()
     texts, rows, end = [], [], 0
-    for p in rng.choices(problems, k=recipe.batch):
-        trace = world.trace(p, rng, recipe.skill, recipe.attempts, recipe.p_stop)
-        texts.append([tokenizer.encode(t) for t in (p.prompt, f"{p.prompt} {trace}")])
-    texts.sort(key=lambda t: len(t[1]))  # equal lengths side by side: fewer attention calls
-    for prompt, ids in texts:
-        rows += range(end + len(prompt) - 1, end + len(ids) - 1)
-        end += len(ids)
-    return *pack([ids for _, ids in texts], torch.device("cpu")), torch.tensor(rows)
+    for problem in rng.choices(problems, k=recipe.batch):
+        trace = world.trace(problem, rng, recipe.skill, recipe.attempts, recipe.p_stop)
+        first = end + len(tokenizer.encode(problem.prompt))
+        texts.append(tokenizer.encode(f"{problem.prompt} {trace}"))
+        end += len(texts[-1])
+        rows += range(first - 1, end - 1)
+    return *pack(texts, torch.device("cpu")), torch.tensor(rows)
 
 
 def pretrain(
