@@ -340,6 +340,7 @@ class State:
         parallel.save(path, counts | states | dict(clock=self.clock.seconds()))
 
     def load(self, path: Path) -> None:
+        """Take over what `save` wrote.  UserError when it is damaged or of another shape."""
         saved = parallel.load(path, self.model.head_weight.device)
         try:
             self.model.load_state_dict(saved.pop("model"))
@@ -586,6 +587,7 @@ def check(c: Config) -> None:
 
 
 def main(argv: list[str]) -> int:
+    """The command line: 0, 2 after one line about a mistake, or 130 when stopped and saved."""
     try:
         c = parse(argv)
         try:

@@ -354,6 +354,7 @@ def colour_trace(words: Sequence[str], entropy: Sequence[float], colour: bool | 
 
 
 def main() -> int:
+    """The command line: samples of one prompt, shaded by the entropy at T=1."""
     import parallel  # only the command line loads models and speaks words
     from tokenizer import word_tokenizer
 
