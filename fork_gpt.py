@@ -503,7 +503,7 @@ def run(c: Config, stop: Callable[[], bool]) -> dict:
     after = look(f"after RLVR, --keep {c.keep} --rho {c.rho:g}")
 
     lines = [json.loads(line) for line in open(folder / "metrics.jsonl")]
-    kept = [line["kept_fraction"] for line in lines if "kept_fraction" in line]
+    kept = [line["kept_fraction"] for line in lines if line["groups"]]
     summary = dict(
         test_accuracy_base=before["accuracy"],
         test_accuracy_base_interval=before["interval"],

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from model import Config, Transformer
+from model import Config, Transformer, fsync
 
 
 class UserError(Exception):
@@ -35,11 +35,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             f.flush()
             os.fsync(f.fileno())
         os.replace(temp, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the rename itself must survive a power cut
-        finally:
-            os.close(folder)
+        fsync(path.parent)  # the rename itself must survive a power cut
     except OSError as e:
         if temp.exists():
             temp.unlink()

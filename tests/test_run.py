@@ -76,6 +76,8 @@ def test_what_a_run_leaves(whole):
             assert line["entropy_dropped"] <= line["entropy"] <= line["entropy_kept"]
     assert [line["step"] for line in lines if "val_accuracy" in line] == [3, 6]
     summary = json.loads((folder / "summary.json").read_text())
+    learned = [line["kept_fraction"] for line in lines if line["groups"]]
+    assert summary["kept_fraction"] == pytest.approx(sum(learned) / len(learned))
     assert summary["keep"] == "top" and summary["rho"] == 0.2 and summary["seed"] == 5
     low, high = summary["test_accuracy_interval"]
     assert low <= summary["test_accuracy"] <= high
