@@ -3,9 +3,9 @@
     python rollout.py --model runs/base "use 8 7 3 goal 18 ;"       # a trace coloured by entropy
 
 Every prompt is prefilled once and its keys and values are copied to its G samples.  The cache is
-allocated once, one slot per row; a row that ends gives its slot to the last active row, so the
-active rows always are slots 0..n-1, and waiting groups are admitted as soon as one fits: no row
-ever waits for the slowest.
+allocated once, one slot per row; a row that ends gives its slot to the last row at work, so these
+always are slots 0..n-1, and waiting groups are admitted as soon as one fits: no row ever waits for
+the slowest.
 
 What is stored is what was sampled: log-prob and entropy of exactly the distribution that the token
 was drawn from, temperature applied, the end-of-text token included.  The trainer's forward is the
@@ -20,18 +20,17 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from model import Config, Transformer, at_least_fp32, attend, entropy_of, positions_of
+from model import NEVER, Transformer, at_least_fp32, attend, entropy_of, positions_of
 
 # decode steps between looks at which rows ended, 1 elsewhere: each look waits for the device
-CHECK_EVERY = dict(cuda=16, mps=16)
-NEVER = -1e30  # a logit whose probability is 0 at any temperature; 0 log 0 stays 0, not NaN
+LOOK_EVERY = dict(cuda=16, mps=16)
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,9 @@ class Rollout:
     """Samples as one packed stream, prompt then response, sample after sample; sample b answers
     prompt b // G.
 
-    tokens (S,) int64; cu_seqlens (B+1,) int32; response (S,) bool, true on sampled tokens; logprobs
-    and entropy (S,) fp32, nats, 0 on prompts; finished (B,) bool, false when cut at the limit.
+    tokens (S,) int64; cu_seqlens (B+1,) int32; response (S,) bool, true on sampled tokens; finished
+    (B,) bool, false when cut at the limit.  Of the n sampled tokens alone: logprobs and entropy
+    (n,) fp32, nats.
     """
 
     tokens: Tensor
@@ -72,9 +72,8 @@ class Rollout:
         return [r.tolist() for r in self.tokens[self.response].split(self.lengths().tolist())]
 
     def scored(self, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What `Transformer.forward` takes to score the response tokens, or those where `mask` (of
-        the response tokens) is true: tokens, cu_seqlens, rows, targets.  A token is predicted by
-        the row before it."""
+        """What `Transformer.forward` takes to score the response tokens, or those where `mask` (n,)
+        is true: tokens, cu_seqlens, rows, targets.  A token is predicted by the row before it."""
         at = self.response.nonzero()[:, 0]  # (n,)
         at = at if mask is None else at[mask]
         return self.tokens, self.cu_seqlens, at - 1, self.tokens[at]
@@ -82,46 +81,40 @@ class Rollout:
     def sequences(self, which: Sequence[int]) -> "Rollout":
         """The samples `which`, in that order, packed anew."""
         which = torch.as_tensor(which, dtype=torch.long, device=self.tokens.device)
-        starts, sizes = self.cu_seqlens.long()[:-1][which], self.cu_seqlens.diff().long()[which]
-        cu_seqlens = F.pad(sizes.cumsum(0), (1, 0)).int()
-        index = starts.repeat_interleave(sizes) + positions_of(cu_seqlens)  # (S',)
-        stream = (x[index] for x in (self.tokens, self.response, self.logprobs, self.entropy))
-        tokens, response, logprobs, entropy = stream
-        return Rollout(tokens, cu_seqlens, response, logprobs, entropy, self.finished[which])
+        index, cu_seqlens = spans(self.cu_seqlens, which)  # (S',)
+        drawn, _ = spans(F.pad(self.lengths().cumsum(0), (1, 0)), which)  # (n',)
+        finished = self.finished[which]
+        stream = self.tokens[index], cu_seqlens, self.response[index]
+        return Rollout(*stream, self.logprobs[drawn], self.entropy[drawn], finished)
+
+    def microbatches(self, which: Sequence[int], budget: int) -> list[list[int]]:
+        """The samples `which`, longest first, in parts of at most `budget` tokens; one longer
+        sample stands alone."""
+        lengths, parts, room = self.cu_seqlens.diff().tolist(), [], 0
+        for i in sorted(which, key=lambda i: -lengths[i]):
+            if lengths[i] > room:
+                parts.append([])
+                room = budget
+            parts[-1].append(i)
+            room -= lengths[i]
+        return parts
 
     @staticmethod
     def join(parts: "Sequence[Rollout]") -> "Rollout":
         """Several rollouts, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
         sizes = torch.cat([p.cu_seqlens.diff() for p in parts])
-        streams = (
-            torch.cat([getattr(p, f) for p in parts])
-            for f in ("tokens", "response", "logprobs", "entropy")
-        )
-        tokens, response, logprobs, entropy = streams
-        cu_seqlens = F.pad(sizes.cumsum(0), (1, 0)).int()
-        return Rollout(
-            tokens, cu_seqlens, response, logprobs, entropy, torch.cat([p.finished for p in parts])
-        )
+        joined = {f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Rollout)}
+        return Rollout(**joined | dict(cu_seqlens=F.pad(sizes.cumsum(0), (1, 0)).int()))
 
 
-class KVCache:
-    """Keys and values of every layer, (n_layer, slots, n_kv_head, length, head_dim), allocated
-    once."""
-
-    def __init__(self, c: Config, slots: int, length: int, like: Tensor):
-        # zeros: a masked place has weight 0, and 0 times leftover NaN is NaN
-        self.k = like.new_zeros(c.n_layer, slots, c.n_kv_head, length, c.head_dim)
-        self.v = torch.zeros_like(self.k)
-
-    def write(self, layer: int, slots: Tensor, positions: Tensor, k: Tensor, v: Tensor) -> None:
-        """k, v (N, n_kv_head, hd) to the places (slots, positions), both (N,)."""
-        self.k[layer][slots, :, positions] = k
-        self.v[layer][slots, :, positions] = v
-
-    def move(self, source: Tensor, target: Tensor, length: int) -> None:
-        """Copy the first `length` tokens of slots `source` to slots `target`."""
-        self.k[:, target, :, :length] = self.k[:, source, :, :length]
-        self.v[:, target, :, :length] = self.v[:, source, :, :length]
+def spans(cu_seqlens: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+    """Where in a stream the sequences `which` stand, one after the other, and their own starts."""
+    sizes = cu_seqlens.diff().long()[which]
+    cu = F.pad(sizes.cumsum(0), (1, 0)).int()
+    starts = cu_seqlens.long()[:-1][which].repeat_interleave(sizes)
+    return starts + positions_of(cu), cu
 
 
 def pack(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -129,56 +122,6 @@ def pack(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor
     lengths = torch.tensor([0, *map(len, prompts)])
     tokens = torch.tensor([t for p in prompts for t in p], dtype=torch.long)
     return tokens.to(device), lengths.cumsum(0).int().to(device)
-
-
-def prefill(
-    model: Transformer, cache: KVCache, prompts: Sequence[Sequence[int]], first_slot: int, G: int
-) -> Tensor:
-    """Run each prompt once, copy its keys and values to its G slots from `first_slot` on; logits
-    after each (P, V)."""
-    device = cache.k.device
-    tokens, cu_seqlens = pack(prompts, device)
-    positions, lengths = positions_of(cu_seqlens), [len(p) for p in prompts]
-    prompt = torch.arange(len(prompts), device=device).repeat_interleave(cu_seqlens.diff())  # (S,)
-    slots = first_slot + prompt[:, None] * G + torch.arange(G, device=device)  # (S, G)
-
-    def attend_and_store(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        copies = (x.repeat_interleave(G, 0) for x in (positions, k, v))
-        cache.write(layer, slots.flatten(), *copies)
-        return attend(q, k, v, cu_seqlens, lengths)
-
-    h = model.backbone(tokens, positions, attend_and_store)  # (S, n_embd)
-    return next_logits(model, h[cu_seqlens[1:].long() - 1])
-
-
-def decode(
-    model: Transformer, cache: KVCache, tokens: Tensor, positions: Tensor, length: int
-) -> Tensor:
-    """One token for each of the first n slots: tokens, positions (n,) -> logits (n, V).  `length` >
-    max(positions)."""
-    n = len(tokens)
-    slots = torch.arange(n, device=tokens.device)
-    visible = torch.arange(length, device=tokens.device) <= positions[:, None]  # (n, length)
-    bias = torch.zeros(visible.shape, dtype=cache.k.dtype, device=tokens.device)
-    bias = bias.masked_fill_(~visible, -torch.inf)[:, None, None]  # (n, 1, 1, length)
-
-    def attend_cached(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        cache.write(layer, slots, positions, k, v)
-        k, v = (x[layer, :n, :, :length] for x in (cache.k, cache.v))  # (n, n_kv, length, hd)
-        # the query heads of one KV head side by side: nothing is repeated
-        q = q.unflatten(1, (k.shape[1], -1)) * q.shape[-1] ** -0.5  # (n, n_kv, group, hd)
-        scores = (q @ k.transpose(-1, -2)).add_(bias)  # (n, n_kv, group, length)
-        return (scores.softmax(-1) @ v).flatten(1, 2)  # (n, n_head, hd)
-
-    return next_logits(model, model.backbone(tokens, positions, attend_cached))
-
-
-def next_logits(model: Transformer, h: Tensor) -> Tensor:
-    """h (n, n_embd) -> logits (n, V); rows of the matrix that are no token's can never be drawn."""
-    logits = F.linear(h, model.head_weight)
-    if model.n_vocab < logits.shape[-1]:
-        logits[:, model.n_vocab :] = NEVER
-    return logits
 
 
 def race(p: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -237,6 +180,146 @@ def nucleus(logp: Tensor, top_p: float) -> Tensor:
     return torch.empty_like(logp).scatter_(-1, order, ranked.log_softmax(-1))
 
 
+class Slots:
+    """The rows that are decoded together, each with its place in the KV cache.
+
+    The capacity is fixed and everything is allocated once.  Slots 0..n-1 are at work: slot i serves
+    request[i], whose newest token last[i] goes to position[i] of the cache, until alive[i] is
+    false.  Request r's tokens are noted in row r of `tokens`, `logprobs` and `entropy`, (R,
+    max_new) each; count (R,) of them are there, and finished (R,) says that the last one is `eos`.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        how: Sampling,
+        eos: int | None,
+        generator: torch.Generator | None,
+        slots: int,
+        length: int,
+        requests: int,
+        max_new: int,
+    ):
+        self.model, self.how, self.eos, self.generator = model, how, eos, generator
+        c, zeros = model.shape, model.head_weight.new_zeros
+        # zeros: a masked place has weight 0, and 0 times leftover NaN is NaN
+        self.k = zeros(c.n_layer, slots, c.n_kv_head, length, c.head_dim)
+        self.v = torch.zeros_like(self.k)
+        self.request, self.last, self.position = zeros(3, slots, dtype=torch.long)
+        self.alive = zeros(slots, dtype=torch.bool)
+        self.tokens = zeros(requests, max_new, dtype=torch.long)
+        self.logprobs, self.entropy = zeros(2, requests, max_new, dtype=torch.float32)
+        self.count = zeros(requests, dtype=torch.long)
+        self.finished = zeros(requests, dtype=torch.bool)
+        self.n = 0  # slots at work
+        self.longest = 0  # places of the cache that they use
+        self.drawn = 0  # tokens so far
+
+    def admit(self, prompts: Sequence[Sequence[int]], first: int, G: int) -> int:
+        """Prefill as many prompts from number `first` on as G samples each have room for, and draw
+        their first tokens.  Each prompt runs once; its keys and values go to its G slots.  Returns
+        how many were admitted."""
+        group = prompts[first : first + (self.alive.numel() - self.n) // G]
+        if not group:
+            return 0
+        tokens, cu_seqlens = pack(group, self.k.device)
+        positions, lengths = positions_of(cu_seqlens), [len(p) for p in group]
+        place = torch.arange(len(group), device=tokens.device).repeat_interleave(cu_seqlens.diff())
+        slots = self.n + place[:, None] * G + torch.arange(G, device=tokens.device)  # (S, G)
+
+        def attend_and_store(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            copies = (x.repeat_interleave(G, 0) for x in (positions, k, v))
+            self.write(layer, slots.flatten(), *copies)
+            return attend(q, k, v, cu_seqlens, lengths)
+
+        h = self.model.backbone(tokens, positions, attend_and_store)  # (S, n_embd)
+        logits = self.model.logits(h[cu_seqlens[1:].long() - 1])  # (P, V)
+        new = slice(self.n, self.n + len(group) * G)
+        self.request[new] = torch.arange(first * G, (first + len(group)) * G, device=tokens.device)
+        self.position[new] = cu_seqlens.diff().long().repeat_interleave(G)
+        self.alive[new] = True
+        self.n, self.longest = new.stop, max(self.longest, *lengths)
+        self.draw(new, logits.repeat_interleave(G, 0))
+        return len(group)
+
+    def step(self) -> None:
+        """One more token for every slot at work."""
+        working = slice(0, self.n)
+        self.longest = min(self.longest + 1, self.k.shape[3])
+        logits = self.decode(self.last[working], self.position[working])
+        self.position[working] = (self.position[working] + 1).clamp(max=self.k.shape[3] - 1)
+        self.draw(working, logits)
+
+    def decode(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """The newest token of each of the first n slots, (n,) int64, at its position (n,), less
+        than `longest` -> logits of the next (n, V)."""
+        n, length = len(tokens), self.longest
+        slots = torch.arange(n, device=tokens.device)
+        visible = torch.arange(length, device=tokens.device) <= positions[:, None]  # (n, length)
+        bias = torch.zeros(visible.shape, dtype=self.k.dtype, device=tokens.device)
+        bias = bias.masked_fill_(~visible, -torch.inf)[:, None, None]  # (n, 1, 1, length)
+
+        def attend_cached(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            self.write(layer, slots, positions, k, v)
+            k, v = (x[layer, :n, :, :length] for x in (self.k, self.v))  # (n, n_kv, length, hd)
+            # the query heads of one KV head side by side: nothing is repeated
+            q = q.unflatten(1, (k.shape[1], -1)) * q.shape[-1] ** -0.5  # (n, n_kv, group, hd)
+            scores = (q @ k.transpose(-1, -2)).add_(bias)  # (n, n_kv, group, length)
+            return (scores.softmax(-1) @ v).flatten(1, 2)  # (n, n_head, hd)
+
+        return self.model.logits(self.model.backbone(tokens, positions, attend_cached))
+
+    def write(self, layer: int, slots: Tensor, positions: Tensor, k: Tensor, v: Tensor) -> None:
+        """The cache write: k, v (N, n_kv_head, hd) to the places (slots, positions), both (N,)."""
+        self.k[layer][slots, :, positions] = k
+        self.v[layer][slots, :, positions] = v
+
+    def draw(self, slots: slice, logits: Tensor) -> None:
+        """Sample the next token of each of `slots` and note it; slots that ended note nothing."""
+        token, logprob, entropy = sample(logits, self.how, self.generator)
+        request, alive = self.request[slots], self.alive[slots]
+        at = self.count[request].clamp(max=self.tokens.shape[1] - 1)
+        notes = (self.tokens, token), (self.logprobs, logprob), (self.entropy, entropy)
+        for store, value in notes:
+            store[request, at] = torch.where(alive, value.to(store.dtype), store[request, at])
+        self.count[request] += alive
+        self.last[slots] = token
+        self.drawn += len(token)
+        if self.eos is not None:
+            self.finished[request] |= alive & (token == self.eos)
+            alive = alive & (token != self.eos)
+        self.alive[slots] = alive & (self.count[request] < self.tokens.shape[1])
+
+    def compact(self) -> int:
+        """Give the slots of rows that ended to the last rows at work; how many ended."""
+        alive = self.alive[: self.n]
+        kept = int(alive.sum())  # waits for the device
+        ended = self.n - kept
+        if ended:
+            holes = (~alive[:kept]).nonzero()[:, 0]
+            movers = kept + alive[kept:].nonzero()[:, 0]
+            for cache in (self.k, self.v):
+                cache[:, holes, :, : self.longest] = cache[:, movers, :, : self.longest]
+            for state in (self.request, self.last, self.position, self.alive):
+                state[holes] = state[movers]
+            self.n = kept
+            self.longest = int(self.position[:kept].max()) if kept else 0
+        return ended
+
+    def rollout(self, prompts: Sequence[Sequence[int]], G: int) -> Rollout:
+        """What was noted, as one stream."""
+        device, count = self.tokens.device, self.count
+        head, head_cu = pack([p for p in prompts for _ in range(G)], device)
+        n_prompt = head_cu.diff().long()
+        cu_seqlens = F.pad((n_prompt + count).cumsum(0), (1, 0)).int()
+        response = positions_of(cu_seqlens) >= n_prompt.repeat_interleave(n_prompt + count)  # (S,)
+        noted = torch.arange(self.tokens.shape[1], device=device) < count[:, None]  # (R, max_new)
+        tokens = torch.empty(len(response), dtype=torch.long, device=device)
+        tokens[~response], tokens[response] = head, self.tokens[noted]
+        drawn = self.logprobs[noted], self.entropy[noted]  # (n,) each
+        return Rollout(tokens, cu_seqlens, response, *drawn, self.finished)
+
+
 @torch.no_grad()
 def generate(
     model: Transformer,
@@ -260,104 +343,20 @@ def generate(
     for i, p in enumerate(prompts):
         if not len(p):
             raise ValueError(f"prompt {i} has no tokens: there is nothing to condition on")
-    weight = model.head_weight
-    device, R = weight.device, len(prompts) * G
-    slots = max(G, min(max_rows, R))
-    cache = KVCache(model.config, slots, max(map(len, prompts), default=0) + max_new, weight)
-    out = torch.zeros(R, max_new, dtype=torch.long, device=device)
-    logprobs, entropy = (
-        torch.zeros(R, max_new, dtype=torch.float32, device=device) for _ in range(2)
-    )
-    count = torch.zeros(R, dtype=torch.long, device=device)  # tokens sampled, per request
-    finished = torch.zeros(R, dtype=torch.bool, device=device)
-
-    # slot i < n serves request[i], whose newest token last[i] will be cached at position[i]
-    n, waiting, longest = 0, 0, 0
-    request, last, position = (torch.empty(0, dtype=torch.long, device=device) for _ in range(3))
-    alive = torch.empty(0, dtype=torch.bool, device=device)
-    check_every = CHECK_EVERY.get(device.type, 1)
-    bar = tqdm(total=R, unit="seq", disable=not progress, leave=False)
-    spent = dict(prefill=0.0, decode=0.0)
-    done = dict(prefill=0, decode=0)
-
-    def record(request: Tensor, alive: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample a token for each row and note it; the tokens, and which rows go on."""
-        token, logprob, h = sample(logits, how, generator)
-        at = count[request].clamp(max=max_new - 1)  # rows that ended note nothing
-        for store, value in ((out, token), (logprobs, logprob), (entropy, h)):
-            store[request, at] = torch.where(alive, value.to(store.dtype), store[request, at])
-        count[request] += alive
-        if eos is not None:
-            finished[request] |= alive & (token == eos)
-            alive = alive & (token != eos)
-        return token, alive & (count[request] < max_new)
-
-    while n or waiting < len(prompts):
-        admitted = min((slots - n) // G, len(prompts) - waiting)
-        if admitted:
-            clock = time.perf_counter()
-            group = prompts[waiting : waiting + admitted]
-            logits = prefill(model, cache, group, n, G).repeat_interleave(G, 0)  # (admitted * G, V)
-            new = torch.arange(waiting * G, (waiting + admitted) * G, device=device)
-            token, on = record(new, torch.ones_like(new, dtype=torch.bool), logits)
-            lengths = torch.tensor([len(p) for p in group], device=device).repeat_interleave(G)
-            request, last = torch.cat((request, new)), torch.cat((last, token))
-            position, alive = torch.cat((position, lengths)), torch.cat((alive, on))
-            longest = max(longest, *map(len, group))
-            n += admitted * G
-            spent["prefill"] += time.perf_counter() - clock
-            done["prefill"] += sum(map(len, group))
-        waiting += admitted
-        clock = time.perf_counter()
-        for _ in range(check_every if n else 0):
-            longest += 1
-            logits = decode(model, cache, last, position, min(longest, cache.k.shape[3]))
-            position = (position + 1).clamp(max=cache.k.shape[3] - 1)
-            last, alive = record(request, alive, logits)
-        ended = not bool(alive.all())  # waits for the device, so the clock stops after it
-        spent["decode"] += time.perf_counter() - clock
-        done["decode"] += n * check_every
-        if ended:  # the last active rows take the slots of those that ended
-            keep = int(alive.sum())
-            holes = (~alive[:keep]).nonzero()[:, 0]
-            movers = keep + alive[keep:].nonzero()[:, 0]
-            cache.move(movers, holes, longest)
-            for x in (request, last, position):
-                x[holes] = x[movers]
-            request, last, position = request[:keep], last[:keep], position[:keep]
-            alive = alive.new_ones(keep)
-            bar.update(n - keep)
-            n = keep
-            longest = int(position.max()) if n else 0
-        rates = (f"{k} {done[k] / max(spent[k], 1e-9):,.0f} tok/s" for k in spent)
-        bar.set_postfix_str(", ".join(rates), refresh=False)
-    bar.close()
-    return _packed(prompts, G, out, logprobs, entropy, count, finished)
-
-
-def _packed(
-    prompts: Sequence[Sequence[int]],
-    G: int,
-    out: Tensor,
-    logprobs: Tensor,
-    entropy: Tensor,
-    count: Tensor,
-    finished: Tensor,
-) -> Rollout:
-    """The (R, max_new) buffers of `generate` as one stream."""
-    device = out.device
-    head, head_cu = pack([p for p in prompts for _ in range(G)], device)
-    n_prompt = head_cu.diff().long()
-    cu_seqlens = F.pad((n_prompt + count).cumsum(0), (1, 0)).int()
-    tokens = torch.empty(int(cu_seqlens[-1]), dtype=torch.long, device=device)
-    response = positions_of(cu_seqlens) >= n_prompt.repeat_interleave(n_prompt + count)  # (S,)
-    written = torch.arange(out.shape[1], device=device) < count[:, None]  # (R, max_new)
-    tokens[~response] = head
-    tokens[response] = out[written]
-    packed = [torch.zeros(len(tokens), device=device) for _ in range(2)]
-    for stream, buffer in zip(packed, (logprobs, entropy), strict=True):
-        stream[response] = buffer[written]
-    return Rollout(tokens, cu_seqlens, response, *packed, finished)
+    requests, waiting, start = len(prompts) * G, 0, time.perf_counter()
+    length = max(map(len, prompts), default=0) + max_new
+    rows = max(G, min(max_rows, requests))
+    slots = Slots(model, how, eos, generator, rows, length, requests, max_new)
+    look_every = LOOK_EVERY.get(slots.k.device.type, 1)
+    with tqdm(total=requests, unit="seq", disable=not progress, leave=False) as bar:
+        while slots.n or waiting < len(prompts):
+            waiting += slots.admit(prompts, waiting, G)
+            for _ in range(look_every):
+                slots.step()
+            bar.update(slots.compact())
+            rate = slots.drawn / (time.perf_counter() - start)
+            bar.set_postfix_str(f"{rate:,.0f} tok/s", refresh=False)
+    return slots.rollout(prompts, G)
 
 
 def colour_trace(words: Sequence[str], entropy: Sequence[float], colour: bool | None = None) -> str:
@@ -377,7 +376,8 @@ def colour_trace(words: Sequence[str], entropy: Sequence[float], colour: bool | 
 
 def main() -> int:
     """The command line: samples of one prompt, shaded by the entropy at T=1."""
-    import parallel  # only the command line loads models
+    from infra.files import UserError
+    from tasks.ask import open_model  # only the command line looks upwards
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("prompt", help='for the small world e.g. "use 8 7 3 goal 18 ;"')
@@ -394,26 +394,26 @@ def main() -> int:
             parser.error(f"--{name.replace('_', '-')} {getattr(a, name)}: at least {low}, finite")
     torch.set_num_threads(1)  # rows are few: more threads only wait for each other
     try:
-        model, tokenizer = parallel.open_model(a.model)
-    except parallel.UserError as e:
+        model, tokenizer = open_model(a.model)
+    except UserError as e:
         print(f"rollout: {e}", file=sys.stderr)
         return 2
-    how = Sampling(a.temperature, a.threshold, a.t_fork)
-    generator = torch.Generator().manual_seed(a.seed)
     prompt = tokenizer.encode(a.prompt)
     if not prompt:
         parser.error("the prompt has no tokens")
+    how = Sampling(a.temperature, a.threshold, a.t_fork)
+    generator = torch.Generator().manual_seed(a.seed)
     samples = generate(
         model, [prompt], a.n, a.max_new, tokenizer.eos, how, generator, progress=True
     )
-    # shade by the entropy at T=1 whatever the decoding temperature was
-    cu, tokens = samples.cu_seqlens, samples.tokens
-    with torch.no_grad():
-        _, h = model(tokens, cu, torch.arange(len(tokens) - 1), tokens[1:])
-    entropy = F.pad(h, (1, 0)) * samples.response  # (S,)
-    for start, end in zip(cu[:-1].tolist(), cu[1:].tolist(), strict=True):
-        text = [tokenizer.token(i) for i in tokens[start:end].tolist()]
-        print(colour_trace(text, entropy[start:end].tolist()).strip())
+    with torch.no_grad():  # shade by the entropy at T=1 whatever the decoding temperature was
+        _, entropy = model(*samples.scored())  # (n,)
+    shades = torch.zeros(len(samples.tokens))
+    shades[samples.response] = entropy
+    ends = samples.cu_seqlens.tolist()
+    for start, end in zip(ends[:-1], ends[1:], strict=True):
+        words = [tokenizer.token(i) for i in samples.tokens[start:end].tolist()]
+        print(colour_trace(words, shades[start:end].tolist()).strip())
     return 0
 
 

@@ -21,10 +21,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import flags
-import fork_gpt
 import memory
-import parallel
 import pretrain
+
+import fork_gpt
+import parallel
 from model import SIZES, Config, Transformer
 
 # glibc, before the process starts: freed blocks leave the resident memory at once

@@ -20,10 +20,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from pretrain import make_optimizer
+
 from fork_gpt import Batch, Config, group_advantages, update
 from model import Config as ModelConfig
 from model import Transformer
-from pretrain import make_optimizer
 from rollout import generate
 
 PROMPTS, GROUP, NEW = 8, 8, 64

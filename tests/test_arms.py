@@ -13,14 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import arms
+import pretrain
 import pytest
 import torch
 from test_run import ROOT, SMALL, metrics, same
 
-import arms
 import fork_gpt
 import parallel
-import pretrain
 from fork_gpt import Batch, Config, top_entropy, update
 from model import Config as ModelConfig
 from model import Transformer

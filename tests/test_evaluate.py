@@ -12,18 +12,18 @@ from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
+import evaluate
 import pytest
 import torch
+from evaluate import Config, majority, pass_at, score, summarise, table
+from tokenizer import word_tokenizer
 
-import evaluate
 import fork_gpt
 import parallel
 import study
-from evaluate import Config, majority, pass_at, score, summarise, table
 from model import SIZES, Transformer
 from rollout import generate
 from tasks import Countdown
-from tokenizer import word_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 WORLD = Countdown()

@@ -18,10 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_qwen_tokenizer import train
+from tokenizer import qwen_tokenizer, word_tokenizer
 
 import tasks
 from tasks import MAX_LINE, TEMPLATES, MathProblem, Maths, read_problems, split_by_hash
-from tokenizer import qwen_tokenizer, word_tokenizer
 from verify import MODES, Scalar, normalize
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,13 +12,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import memory
 import pytest
 import torch
+from memory import GIB, check, kept_by_block, peaks, preflight
 
 import fork_gpt
-import memory
 from fork_gpt import Config as Run
-from memory import GIB, check, kept_by_block, peaks, preflight
 from model import SIZES, Block, Config, attend, positions_of, rope
 from parallel import UserError
 

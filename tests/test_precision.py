@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
+import pretrain
 import pytest
 import torch
 from test_memory import bench
@@ -16,7 +17,6 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 import fork_gpt
 import parallel
-import pretrain
 from model import Config, Transformer, from_pretrained
 from parallel import UserError, compute_copy, copy_weights, loggers
 from rollout import Sampling, generate, nucleus, sample

@@ -10,8 +10,6 @@ from dataclasses import replace
 import pytest
 import tiktoken
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
-
 from tokenizer import (
     MAX_BLANK,
     MAX_FILE,
@@ -21,6 +19,7 @@ from tokenizer import (
     qwen_tokenizer,
     word_tokenizer,
 )
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 SPECIAL = (
     "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> "

@@ -10,10 +10,10 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
-import pytest
-
 import figures
+import pytest
 import report
+
 from parallel import UserError
 
 HOSTILE = ["</script>", '"<b onclick=x>', "&amp;", "\n", "\x1b[31m", "\u202eltr", "\ud800", "'"]

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pretrain
 import pytest
 import torch
 import transformers
@@ -19,7 +20,6 @@ from torch.testing import assert_close
 
 import fork_gpt
 import parallel
-import pretrain
 from model import from_pretrained
 from rollout import Sampling, generate, pack
 from tasks import TEMPLATES, Maths, read_problems

@@ -9,12 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import pretrain
 import pytest
 import torch
 
 import fork_gpt
 import parallel
-import pretrain
 from fork_gpt import TIMING
 from tasks import Countdown
 

@@ -11,7 +11,6 @@ ids rise with merge order and every merge is the one that tiktoken would make: `
 both.  The text is NFC-normalised first, as it was when the model was trained.
 """
 
-import json
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,11 +20,12 @@ from pathlib import Path
 
 import tiktoken
 
+from infra.files import UserError, read_bytes, read_json
+
 QWEN_SPLIT = (  # BPE never joins across these pieces: words, single digits, punctuation, whitespace
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-MAX_FILE = 1 << 28  # bytes; Qwen3's tokenizer.json has 11 MB
 MAX_BLANK = 900_000  # whitespace characters in a row; near 1,000,000 tiktoken's regex panics
 
 
@@ -135,7 +135,7 @@ def qwen_tokenizer(folder: str | Path, eos: str | None = None) -> Tokenizer:
     `eos` names the special token that ends a text; by default `eos_token` of tokenizer_config.json
     (<|endoftext|> for base models, <|im_end|> for chat models).
 
-    Raises ValueError, one line that names the file, for a file that is missing, truncated or no
+    Raises UserError, one line that names the file, for a file that is missing, truncated or no
     JSON, and for any tokenizer that this one could not reproduce exactly.
     """
     folder = Path(folder)
@@ -146,8 +146,12 @@ def qwen_tokenizer(folder: str | Path, eos: str | None = None) -> Tokenizer:
     else:
         vocab_at, merges_at, added_at = folder / "vocab.json", folder / "merges.txt", config
         if not vocab_at.exists():
-            raise ValueError(f"{folder}: has neither tokenizer.json nor vocab.json")
-        vocab, lines = read_json(vocab_at), read_text(merges_at).removesuffix("\n").split("\n")
+            raise UserError(f"{folder}: has neither tokenizer.json nor vocab.json")
+        vocab = read_json(vocab_at)
+        try:
+            lines = read_bytes(merges_at).decode().removesuffix("\n").split("\n")
+        except UnicodeDecodeError as e:
+            raise UserError(f"{merges_at}: is not UTF-8 at byte {e.start}") from None
         merges = lines[1:] if lines[0].startswith("#version") else lines
         entries = added_in_config(config)
     need(type(vocab) is dict, vocab_at, "the vocabulary is no object")
@@ -161,8 +165,7 @@ def qwen_tokenizer(folder: str | Path, eos: str | None = None) -> Tokenizer:
     vocab = {token: i for token, i in vocab.items() if token not in added}
     ranks = bpe_ranks(vocab, merges, vocab_at, merges_at)
     if eos is None:
-        settings = read_json(config)
-        eos = settings.get("eos_token") if type(settings) is dict else None
+        eos = read_json(config).get("eos_token")
         eos = eos.get("content") if type(eos) is dict else eos
         need(type(eos) is str, config, "eos_token is missing or no string")
     need(eos in special, added_at, f"{eos!r}, to end a text, is no special token")
@@ -181,7 +184,7 @@ def bpe_ranks(
 ) -> dict[bytes, int]:
     """The bytes of every token -> its id, for tiktoken.
 
-    Raises ValueError unless tiktoken's rule, join the neighbours whose union has the lowest id,
+    Raises UserError unless tiktoken's rule, join the neighbours whose union has the lowest id,
     is the same function as the merges in their order.
     """
     table = byte_table()
@@ -194,12 +197,12 @@ def bpe_ranks(
         pair = merge.split(" ") if type(merge) is str else merge
         where = f"merge {number}, {str(merge)[:80]!r},"
         if type(pair) is not list or len(pair) != 2 or not all(type(p) is str for p in pair):
-            raise ValueError(f"{merges_at}: {where} is no pair of tokens")
+            raise UserError(f"{merges_at}: {where} is no pair of tokens")
         x, y, whole = vocab.get(pair[0]), vocab.get(pair[1]), vocab.get("".join(pair))
         if x is None or y is None or whole is None:
-            raise ValueError(f"{merges_at}: {where} has an unknown token")
+            raise UserError(f"{merges_at}: {where} has an unknown token")
         if not max(last, x, y) < whole:
-            raise ValueError(f"{merges_at}: {where} makes id {whole}: ids must follow merge order")
+            raise UserError(f"{merges_at}: {where} makes id {whole}: ids must follow merge order")
         made_of[whole], last = (x, y), whole
         # Undo the merges beside the seam of x and y, newest first. If two tokens that then met
         # there make one with an older id, they had been joined: x never stood beside y.
@@ -211,7 +214,7 @@ def bpe_ranks(
             else:
                 break
             if vocab.get(names[x] + names[y], bound) < bound:
-                raise ValueError(f"{merges_at}: {where} is never made: an older merge comes first")
+                raise UserError(f"{merges_at}: {where} is never made: an older merge comes first")
     for token, i in vocab.items():
         need(i in made_of or token in table, merges_at, f"no merge makes {token!r}")
     return {bytes(map(table.__getitem__, token)): i for token, i in vocab.items()}
@@ -226,23 +229,18 @@ def byte_table() -> dict[str, int]:
 
 
 def from_tokenizer_json(path: Path) -> tuple[dict, list, list]:
-    """Vocabulary, merges and added tokens of a tokenizer.json.  Raises ValueError unless its steps
+    """Vocabulary, merges and added tokens of a tokenizer.json.  Raises UserError unless its steps
     are Qwen's: NFC, the split, byte-level BPE, nothing added.  (Its `truncation` and `padding` are
     of batches, and a BPE that knows every byte has no use for `unk_token`.)"""
     whole = read_json(path)
-    need(type(whole) is dict, path, "is no JSON object")
     model = whole.get("model")
     kind = model.get("type") if type(model) is dict else None
     need(kind == "BPE", path, f"the model is {kind!r}, not 'BPE'")
     for name in ("byte_fallback", "dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         need(not model.get(name), path, f"BPE with {name} is not supported")
     need(whole.get("normalizer") == {"type": "NFC"}, path, "the normalizer is not NFC")
-    split = {
-        "type": "Split",
-        "pattern": {"Regex": QWEN_SPLIT},
-        "behavior": "Isolated",
-        "invert": False,
-    }
+    pattern = {"Regex": QWEN_SPLIT}
+    split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
     to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
     qwens = [  # `trim_offsets` changes no id
         {"type": "Sequence", "pretokenizers": [split, to_bytes | {"trim_offsets": trim}]}
@@ -263,9 +261,8 @@ def from_tokenizer_json(path: Path) -> tuple[dict, list, list]:
 
 def added_in_config(path: Path) -> list:
     """The added tokens of a tokenizer_config.json, in the form of tokenizer.json.  Raises
-    ValueError unless its class is Qwen's: vocab.json and merges.txt do not tell the split."""
+    UserError unless its class is Qwen's: vocab.json and merges.txt do not tell the split."""
     config = read_json(path)
-    need(type(config) is dict, path, "is no JSON object")
     kind = config.get("tokenizer_class")
     same = kind in ("Qwen2Tokenizer", "Qwen2TokenizerFast") and not config.get("add_prefix_space")
     need(same, path, f"the tokenizer is {kind!r}, not 'Qwen2Tokenizer' without a prefix space")
@@ -278,7 +275,7 @@ def added_in_config(path: Path) -> list:
 
 
 def added_tokens(entries: list, path: Path) -> tuple[dict[str, int], frozenset[str]]:
-    """The added tokens' ids, and which are special.  Raises ValueError for options that Qwen's do
+    """The added tokens' ids, and which are special.  Raises UserError for options that Qwen's do
     not use: each changes which text is matched."""
     added, special = {}, set()
     need(type(entries) is list, path, "added_tokens is missing or no list")
@@ -298,34 +295,6 @@ def added_tokens(entries: list, path: Path) -> tuple[dict[str, int], frozenset[s
 
 
 def need(good: object, path: Path, message: str) -> None:
-    """Raises ValueError, "path: message", unless `good`."""
+    """Raises UserError, "path: message", unless `good`."""
     if not good:
-        raise ValueError(f"{path}: {message[:200]}")
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 file.  Raises ValueError where it cannot be read."""
-    try:
-        need(path.stat().st_size <= MAX_FILE, path, f"is larger than {MAX_FILE >> 20} MiB")
-        return path.read_bytes().decode()
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 at byte {error.start}") from None
-
-
-def read_json(path: Path) -> object:
-    """A JSON file.  Raises ValueError where it is none, and for a name that an object has twice
-    (json.loads would keep the last)."""
-
-    def once(pairs: list) -> dict:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise ValueError("has a name twice in one object")
-        return found
-
-    text = read_text(path)
-    try:
-        return json.loads(text, object_pairs_hook=once)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is no JSON: {error}") from None
+        raise UserError(f"{path}: {message[:200]}")

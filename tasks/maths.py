@@ -1,24 +1,8 @@
-"""Where problems and rewards come from: Countdown, a world in which search can be seen, and
-mathematics read from files.
+"""Mathematics problems read from files, put by a template and graded by `verify.py`.
 
-    python tasks.py                       # sizes of the splits, a problem, three search traces
-    python tasks.py FILE... [--skip-bad]  # what is in files of mathematics problems, and the first
+    python -m tasks.maths FILE... [--skip-bad]  # what is in the files, and the first problem
 
-A world is what the loop asks of a task: `tokenizer()`, `encode(problem)` -> prompt ids,
-`reward(problem, text)` -> 1.0 or 0.0, `answer(problem, text)` -> what was answered or None, and
-`name(problem)`.
-
-**Countdown.**  A problem gives numbers and a goal: combine all the numbers, each once, into the
-goal.  A *search trace* tries, and "." ends it:
-
-    use 8 3 goal 24 ; try 8 + 3 = 11 no wait left 8 3 goal 24 ; try 8 * 3 = 24 yes answer 8 * 3 .
-
-After a "no" it may `wait` (start over), go `back` (to the last numbers with a try left) or `stop`.
-Which operands and which operation are a free choice, a fork; the arithmetic and the bookkeeping are
-determined.  The goal is restated before each choice: a model this small never learns to compare
-with a number far behind it.
-
-**Maths.**  One JSON object a line (or a row of parquet) in any of the usual forms:
+One JSON object a line (or a row of parquet) in any of the usual forms:
 
     {"problem": "What is 1 + 1?", "answer": 2}                            DAPO, AIME, AMC
     {"question": "...", "answer": "48 / 2 = 24 ... #### 72"}              GSM8K
@@ -33,280 +17,19 @@ problem stops the reading or, with --skip-bad, is counted.
 """
 
 import hashlib
-import json
 import math
-import random
 import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache, reduce
-from itertools import combinations, combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
 import verify
-from tokenizer import Tokenizer, word_tokenizer
-
-EOS = "."
-WORDS = [EOS, *"use goal ; try = left no yes wait back stop answer ( )".split()]
-# characters and parentheses of an answer that is read: far more than 8 numbers need
-MAX_ANSWER, MAX_DEPTH = 400, 30
-
-
-@dataclass(frozen=True, order=True)
-class Problem:
-    """`numbers` descending, each to be used exactly once, to make `goal`."""
-
-    numbers: tuple[int, ...]
-    goal: int
-
-    @property
-    def prompt(self) -> str:
-        return f"use {' '.join(map(str, self.numbers))} goal {self.goal} ;"
-
-
-@dataclass(frozen=True)
-class Countdown:
-    """A world's rules.  Every value met on the way is an integer from 0 to `max_value`; `/` must
-    divide."""
-
-    n_numbers: int = 3
-    max_number: int = 12
-    ops: str = "+-*"
-    max_value: int = 30
-    min_goal: int = 3
-
-    def tokenizer(self) -> Tokenizer:
-        return _tokenizer(self)
-
-    def encode(self, problem: Problem) -> list[int]:
-        """The prompt's ids."""
-        return self.tokenizer().encode(problem.prompt)
-
-    def name(self, problem: Problem) -> str:
-        """What tells this problem from all others of the world."""
-        return problem.prompt
-
-    def moves(self, numbers: tuple[int, ...]) -> list[tuple[int, str, int, int, tuple[int, ...]]]:
-        """Every (a, op, b, result, numbers left) from here, larger operand first, without
-        repetition."""
-        out = {}
-        for i, j in combinations(range(len(numbers)), 2):
-            a, b = max(numbers[i], numbers[j]), min(numbers[i], numbers[j])
-            rest = numbers[:i] + numbers[i + 1 : j] + numbers[j + 1 :]
-            for op in self.ops:
-                if op == "/" and (b == 0 or a % b):
-                    continue
-                c = {"+": a + b, "-": a - b, "*": a * b, "/": a // max(b, 1)}[op]
-                if c <= self.max_value:  # the same try may leave the same numbers in another order
-                    out.setdefault((a, op, b, tuple(sorted(rest))), (a, op, b, c, (c, *rest)))
-        return list(out.values())
-
-    def reachable(self, numbers: tuple[int, ...]) -> frozenset[int]:
-        """All values that using every number once can make."""
-        return _reachable(self, tuple(sorted(numbers)))
-
-    def problems(self) -> list[Problem]:
-        """Every solvable problem of this world, in a fixed order."""
-        sets = combinations_with_replacement(range(self.max_number, 0, -1), self.n_numbers)
-        return [
-            Problem(s, g) for s in sets for g in sorted(self.reachable(s)) if g >= self.min_goal
-        ]
-
-    def splits(self, test: float = 0.15, val: float = 0.15) -> dict[str, list[Problem]]:
-        """Disjoint "train", "val" and "test" problems, the same on every machine and for every seed
-        of a run.
-
-        No number multiset of the test split occurs in the other two; validation problems are only
-        new as (numbers, goal) pairs.  Validation is for choosing settings, test for the final table
-        alone.
-        """
-        rng = random.Random(0)
-        out = {"train": [], "val": [], "test": []}
-        held_out = {}
-        for p in self.problems():
-            if p.numbers not in held_out:
-                held_out[p.numbers] = rng.random() < test
-            split = "test" if held_out[p.numbers] else "val" if rng.random() < val else "train"
-            out[split].append(p)
-        for problems in out.values():
-            rng.shuffle(problems)
-        return out
-
-    def trace(
-        self,
-        problem: Problem,
-        rng: random.Random,
-        skill: float,
-        attempts: int = 6,
-        p_stop: float = 0.3,
-    ) -> str:
-        """A search trace for `problem`, prompt excluded, ending in ".".
-
-        `skill` is the chance that the whole trace prefers moves after which the goal can still be
-        reached; otherwise its moves are uniform.  No finished attempt is repeated.  After a "no" it
-        stops with chance `p_stop` (always after `attempts`), else it starts over or goes back one
-        try.
-        """
-        guided = rng.random() < skill
-        start = [(n, str(n)) for n in problem.numbers]  # values with the expressions that made them
-        path, words, tried = (), [], 0  # path: the moves that led here
-        failed = set()  # paths below which nothing is left to try
-
-        def state(path: tuple) -> list[tuple[int, str]]:
-            return reduce(_apply, path, start)
-
-        def moves(path: tuple) -> list:
-            found = self.moves(tuple(v for v, _ in state(path)))
-            # without "-" a move may lead to numbers that no move is open to
-            return [m for m in found if (*path, m) not in failed and self.reachable(m[4])]
-
-        while True:
-            choice = moves(path)
-            if guided:
-                choice = [m for m in choice if problem.goal in self.reachable(m[4])] or choice
-            a, op, b, c, _ = move = rng.choice(choice)
-            path = (*path, move)
-            words += ["try", str(a), op, str(b), "=", str(c)]
-            if len(path) < len(start) - 1:
-                words += _left(state(path), problem.goal)
-                continue
-            if c == problem.goal:
-                return " ".join([*words, "yes", "answer", state(path)[0][1], EOS])
-            words.append("no")
-            tried += 1
-            failed.add(path)
-            while path and not moves(
-                path[:-1]
-            ):  # the last way below a node failed: so did the node
-                path = path[:-1]
-                failed.add(path)
-            if not path or tried == attempts or rng.random() < p_stop:
-                return " ".join([*words, "stop", EOS])
-            back = len(path) > 1 and rng.random() < 0.5
-            path = path[:-1] if back else ()
-            words += ["back" if back else "wait", *_left(state(path), problem.goal)]
-
-    def reward(self, problem: Problem, response: str) -> float:
-        """1.0 when the response ends in "." and the text after its last "answer" is an expression
-        over exactly the given numbers that equals the goal, else 0.0.  Never raises, whatever the
-        text."""
-        answer = self.answer(problem, response)
-        parsed = None if answer is None else evaluate(answer)
-        return float(
-            parsed is not None
-            and parsed[0] == problem.goal
-            and parsed[1] == sorted(problem.numbers)
-        )
-
-    def answer(self, problem: Problem, response: str) -> str | None:
-        """The text between the last "answer" and the final ".", or None where one is missing."""
-        _, found, answer = response.rstrip().rpartition("answer ")
-        if not found or not answer.endswith(EOS):
-            return None
-        return answer.removesuffix(EOS).strip()
-
-
-def draw(problems: list[Problem], seed: int, position: int, n: int) -> list[Problem]:
-    """`n` problems from `position` on in an endless order, a fresh permutation every epoch.  A
-    function of its arguments alone: the position is all that a resumed run needs."""
-    out = []
-    while len(out) < n:
-        epoch, i = divmod(position + len(out), len(problems))
-        order = random.Random(f"{seed}/{epoch}").sample(problems, len(problems))
-        out += order[i : i + n - len(out)]
-    return out
-
-
-def _apply(items: list[tuple[int, str]], move: tuple) -> list[tuple[int, str]]:
-    """The (value, expression) items after a move: its result first, then what was left, in
-    order."""
-    a, op, b, c, _ = move
-    rest = list(items)
-    pair = []
-    for value in (a, b):
-        i = next(i for i, (v, _) in enumerate(rest) if v == value)
-        expression = rest.pop(i)[1]
-        pair.append(f"( {expression} )" if " " in expression else expression)
-    return [(c, f"{pair[0]} {op} {pair[1]}"), *rest]
-
-
-def _left(items: list[tuple[int, str]], goal: int) -> list[str]:
-    return ["left", *(str(v) for v, _ in items), "goal", str(goal), ";"]
-
-
-@cache
-def _tokenizer(world: Countdown) -> Tokenizer:
-    return word_tokenizer([*WORDS, *world.ops, *map(str, range(world.max_value + 1))])
-
-
-@cache
-def _reachable(world: Countdown, numbers: tuple[int, ...]) -> frozenset[int]:
-    if len(numbers) == 1:
-        return frozenset(numbers)
-    return frozenset().union(
-        *(_reachable(world, tuple(sorted(m[4]))) for m in world.moves(numbers))
-    )
-
-
-def evaluate(text: str) -> tuple[Fraction, list[int]] | None:
-    """Value of an arithmetic expression and the sorted numbers it uses, or None when it is not one.
-
-    Exact rationals, + - * / and parentheses, usual precedence; anything else, a division by zero,
-    numbers of more than 6 digits, more than MAX_ANSWER characters or MAX_DEPTH parentheses are
-    None.
-    """
-    if len(text) > MAX_ANSWER or text.count("(") > MAX_DEPTH:
-        return None
-    if re.fullmatch(r"(?:[0-9]{1,6}(?![0-9])|[-+*/() ])*", text) is None:
-        return None
-    tokens = re.findall(r"[0-9]+|[-+*/()]", text)[::-1]  # a stack: its end is the next token
-    used = []
-
-    def operand() -> Fraction:
-        token = tokens.pop()
-        if token == "(":
-            value = total()
-            if tokens.pop() != ")":
-                raise ValueError
-            return value
-        used.append(int(token))
-        return Fraction(used[-1])
-
-    def product() -> Fraction:
-        value = operand()
-        while tokens and tokens[-1] in "*/":
-            value = value * operand() if tokens.pop() == "*" else value / operand()
-        return value
-
-    def total() -> Fraction:
-        value = product()
-        while tokens and tokens[-1] in "+-":
-            value = value + product() if tokens.pop() == "+" else value - product()
-        return value
-
-    try:
-        value = total()
-    except (
-        ValueError,
-        IndexError,
-        ZeroDivisionError,
-    ):  # not a number where one must stand; text ends early; x / 0
-        return None
-    return None if tokens else (value, sorted(used))
-
-
-def arithmetic(text: str) -> Iterator[bool]:
-    """For every statement "a op b = c" in a trace, whether it is true."""
-    for a, op, b, c in re.findall(r"\b(\d{1,6}) ([-+*/]) (\d{1,6}) = (\d{1,6})\b", text):
-        value = evaluate(f"{a} {op} {b}")
-        yield value is not None and value[0] == int(c)
-
-
-# ---------------------------------------------------------------------- mathematics
+from infra.files import UserError, parse_json
+from tasks.tokenizer import Tokenizer
 
 MAX_LINE = 500_000  # bytes of a line; few problems have 10,000, and a 2 GB line is never held
 QUESTIONS = ("problem", "question", "prompt")
@@ -364,7 +87,7 @@ TEMPLATES = {
 class Maths:
     """Problems put by a template of TEMPLATES to a model of this tokenizer, graded by `verify`.
 
-    `verifier` is a mode of `verify.grade`, by default the template's.  Raises ValueError where the
+    `verifier` is a mode of `verify.grade`, by default the template's.  Raises UserError where the
     two do not fit (every reward would be 0) or the tokenizer lacks a token of the template.
     """
 
@@ -374,19 +97,19 @@ class Maths:
 
     def __post_init__(self) -> None:
         if self.template not in TEMPLATES:
-            raise ValueError(f"template {self.template!r} is none of {', '.join(TEMPLATES)}")
+            raise UserError(f"template {self.template!r} is none of {', '.join(TEMPLATES)}")
         form, added = TEMPLATES[self.template], self.vocabulary.added
         if self.verifier not in ("", *form.verifiers):
             fitting = ", ".join(form.verifiers)
-            raise ValueError(
+            raise UserError(
                 f"verifier {self.verifier!r} cannot find the answers that template "
                 f"{self.template!r} asks for: all rewards would be 0; take one of {fitting}"
             )
         for token in [*re.findall(r"<[^<>\s]+>", form.text), form.eos]:
             if token not in added:
-                raise ValueError(f"template {self.template!r}: the tokenizer has no {token}")
+                raise UserError(f"template {self.template!r}: the tokenizer has no {token}")
         if added[form.eos] != self.vocabulary.eos:
-            raise ValueError(f"template {self.template!r}: the tokenizer's eos is not {form.eos}")
+            raise UserError(f"template {self.template!r}: the tokenizer's eos is not {form.eos}")
 
     def tokenizer(self) -> Tokenizer:
         return self.vocabulary
@@ -401,6 +124,14 @@ class Maths:
         """What tells this problem from all others: its file and 12 digits of its question's
         hash."""
         return f"{problem.source}:{_hash(problem.question)[:12]}"
+
+    def asked(self, problem: MathProblem) -> tuple[str, str]:
+        """The question and the right answer, as text."""
+        return problem.question, problem.answer
+
+    def statements(self, text: str) -> list[bool]:
+        """Nothing in free text can be checked statement by statement."""
+        return []
 
     def reward(self, problem: MathProblem, text: str) -> float:
         """1.0 when the response's final answer equals the problem's, else 0.0.  Never raises."""
@@ -465,7 +196,7 @@ def read_problems(
     """Problems of JSONL and parquet files, each question once, and the counts "lines", "bad" and
     "duplicates".
 
-    Raises ValueError, one line with the file, the line and what is wrong, for a file that cannot be
+    Raises UserError, one line with the file, the line and what is wrong, for a file that cannot be
     read or is empty and, unless `skip_bad`, for bad lines: the first of them, and how many there
     are.  Bad is what is no problem, an answer that `verify.grade` does not accept for itself, an
     earlier question with another answer, and an id that an earlier problem of the file has.
@@ -505,10 +236,10 @@ def read_problems(
                 continue
             seen[key] = problem, where
         if counts["lines"] == before:
-            raise ValueError(f"{path}: is empty")
+            raise UserError(f"{path}: is empty")
     if first_bad and not skip_bad:
         many = f" ({counts['bad']} bad of {counts['lines']} lines; --skip-bad leaves them out)"
-        raise ValueError(first_bad + many)
+        raise UserError(first_bad + many)
     return [problem for problem, _ in seen.values()], counts
 
 
@@ -525,7 +256,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 while len(line) > MAX_LINE and not line.endswith(b"\n"):
                     line = file.readline(MAX_LINE + 1) or b"\n"
     except OSError as e:
-        raise ValueError(f"{path}: {e.strerror}") from None
+        raise UserError(f"{path}: {e.strerror}") from None
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, dict]]:
@@ -533,13 +264,13 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict]]:
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise ValueError(f"{path}: to read parquet: pip install pyarrow, or use JSONL") from None
+        raise UserError(f"{path}: to read parquet: pip install pyarrow, or use JSONL") from None
     try:
         batches = ParquetFile(path).iter_batches()
         rows = (row for batch in batches for row in batch.to_pylist())
         yield from enumerate(rows, 1)
     except (OSError, ValueError) as e:  # pyarrow's own errors are both of these
-        raise ValueError(f"{path}: {' '.join(str(e).split())[:200]}") from None
+        raise UserError(f"{path}: {' '.join(str(e).split())[:200]}") from None
 
 
 def _record(line: bytes) -> dict:
@@ -548,19 +279,7 @@ def _record(line: bytes) -> dict:
     if len(line) > MAX_LINE:
         raise ValueError(f"is longer than {MAX_LINE:,} bytes; one problem a line is needed")
 
-    def once(pairs: list) -> dict:
-        if len(dict(pairs)) < len(pairs):
-            raise ValueError("has a name twice in one object")
-        return dict(pairs)
-
-    try:
-        text = line.decode("utf-8-sig")  # a byte order mark is no part of the text
-    except UnicodeDecodeError as e:
-        raise ValueError(f"is not UTF-8 at byte {e.start}") from None
-    try:
-        record = json.loads(text, object_pairs_hook=once)
-    except json.JSONDecodeError as e:
-        raise ValueError(f"is no JSON at character {e.pos}: {e.msg}") from None
+    record = parse_json(line)  # a byte order mark is no part of the text
     if type(record) is not dict:
         raise ValueError(f"is no JSON object but {_short(record)}; one problem a line is needed")
     return record
@@ -652,19 +371,13 @@ def split_by_hash(problems: Sequence[MathProblem], holdout: float) -> dict[str, 
 
 
 def main(argv: list[str]) -> int:
-    """The command line: Countdown without files; else their counts, splits and first problem."""
-    paths = [a for a in argv if a != "--skip-bad"]
-    if not paths:
-        world = Countdown()
-        splits = world.splits()
-        print(world, {name: len(problems) for name, problems in splits.items()})
-        problem = splits["train"][0]
-        for i in range(3):
-            print(problem.prompt, world.trace(problem, random.Random(i), skill=0.4))
-        return 0
+    """The command line: what is in the files, how it is split, and the first problem."""
     try:
+        paths = [a for a in argv if a != "--skip-bad"]
+        if not paths:
+            raise UserError("name a file: python -m tasks.maths FILE... [--skip-bad]")
         problems, counts = read_problems(paths, "--skip-bad" in argv)
-    except ValueError as e:
+    except UserError as e:
         print(f"tasks: {e}", file=sys.stderr)
         return 2
     print(", ".join(f"{n} {what}" for what, n in counts.items()) + f"; {len(problems)} problems")

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from model import HEAD_CHUNK, Config, count_parameters
-from parallel import UserError
+from infra.files import UserError
+from model import HEAD_CHUNK, Shape, Transformer, count_parameters
 
 BOTH = ("weights", "bf16 copy", "optimizer", "samples")
 PHASES = dict(
@@ -26,7 +26,7 @@ GIB = 2**30
 parameters = cache(count_parameters)
 
 
-def kept_by_block(m: Config, e: int, fused: bool) -> int:
+def kept_by_block(m: Shape, e: int, fused: bool) -> int:
     """Bytes a token that autograd keeps of one block, compute in `e` bytes an element.
 
     The norms upcast.  `fused` (CUDA) ones keep their input alone, the CPU's also the upcast and the
@@ -42,7 +42,7 @@ def kept_by_block(m: Config, e: int, fused: bool) -> int:
 
 
 def preflight(
-    m: Config,
+    m: Shape,
     c,
     device: torch.device | str = "cpu",
     longest: int | None = None,
@@ -120,7 +120,7 @@ def room(device: torch.device) -> tuple[int, int] | None:
     return min(available + mine, total), total
 
 
-def advice(m: Config, c, limit: int, *more) -> str:
+def advice(m: Shape, c, limit: int, *more) -> str:
     """The flags that bring a run of `c` below `limit` bytes: for each phase the least change that
     does, in the dtype of `c` and, where that is not it, in bf16."""
 
@@ -150,9 +150,12 @@ def flags_of(changes: dict) -> str:
     return " ".join(f"--{k}" if v is True else f"--{k} {v}" for k, v in changes.items())
 
 
-def check(m: Config, c, device: torch.device, longest: int | None = None, measured: int = 0) -> str:
+def check(model: Transformer, world, splits: dict[str, list], c) -> str:
     """The table to print before step 1, one line when all is below a GiB.  UserError when the
     device cannot hold the run."""
+    m, device = model.shape, model.head_weight.device
+    longest = max(len(world.encode(p)) for some in splits.values() for p in some)
+    measured = max(len(splits[k][: c.eval_problems or None]) for k in ("val", "test"))
     parts = preflight(m, c, device, longest, measured)
     totals, has = peaks(parts), room(device)
     need = max(totals.values())

@@ -1,9 +1,9 @@
 """Every figure of the paper, and two that it lacks, as numbers: from a run to RUN/data/*.json.
 
-    python study.py runs/x          # where the entropy is, which tokens fork, what RLVR changed
-    python study.py runs/x --all    # and decoding, gradients, causes: about three CPU-minutes more
+    python -m study runs/x          # where the entropy is, which tokens fork, what RLVR changed
+    python -m study runs/x --all    # and decoding, gradients, causes: about three CPU-minutes more
 
-`fork_gpt.py` ends with the first; `report.py` draws what is there.  A section is a small pure
+`fork_gpt.py` ends with the first; `study/report.py` draws what is there.  A section is a small pure
 function from tensors to numbers and one that collects its tensors from the models: `distribution`
 and `tokens` (paper section 3), `traces`, `two_temperature` (Eq. 5), `during` (section 4), `anatomy`
 of the gradient of Eq. 6, `causal` test of forks, `sparsity` of the update.  One that cannot be made
@@ -13,7 +13,6 @@ is {"missing": why}.  Entropies are nats, shares 0..1, intervals 95%.
 import json
 import math
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -25,59 +24,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-import flags
-import parallel
-from flags import flag
+from fork_gpt import Config, configure, group_advantages, mixed, top_entropy
+from infra import files, flags, weights
+from infra.files import UserError
+from infra.flags import flag
 from model import Transformer, at_least_fp32, entropy_of
-from parallel import UserError
-from rollout import Rollout, Sampling, colour_trace, generate
-from tasks import Countdown, Maths, arithmetic
-from tokenizer import Tokenizer
+from rollout import Rollout, Sampling
+from tasks.ask import PERCENTILES, World, ask, distribution, entropy_by_token, measure, open_task
+from tasks.countdown import Countdown
+from tasks.tokenizer import Tokenizer
 
-PERCENTILES = (5, 25, 50, 75, 80, 85, 90, 95, 99)
 TEMPERATURES = (0.0, 0.05, 0.3, 0.6, 1.0, 2.0, 3.0, 5.0)  # the paper's grid
 LONGEST = 400  # response tokens of a trace that the page shows
 COORDINATES = 2**24  # of a gradient, at most, that the anatomy keeps
-
-
-def distribution(entropy: Tensor) -> dict[str, float]:
-    """entropy (n,) nats of sampled tokens -> percentiles "p5".."p99", `below_0.01` (share of
-    tokens, paper: 0.5064) and `top20_share` (share of all entropy that the ceil(n / 5) highest
-    hold).  Raises ValueError on an empty pool."""
-    if not len(entropy):
-        raise ValueError("no sampled tokens: there is no entropy to describe")
-    h = np.sort(entropy.cpu().double().numpy())[::-1]
-    out = {f"p{p}": float(np.percentile(h, p)) for p in PERCENTILES}
-    top = h[: -(-len(h) // 5)]
-    return out | {
-        "mean": float(h.mean()),
-        "below_0.01": float((h < 0.01).mean()),
-        "top20_share": float(top.sum() / max(h.sum(), 1e-12)),
-    }
-
-
-def entropy_by_token(tokens: Tensor, entropy: Tensor, floor: int) -> list[tuple[int, float, int]]:
-    """(token id, mean entropy in nats of the positions where it was drawn, how often), the most
-    forking first.
-
-    tokens (n,) int64, entropy (n,).  Tokens drawn `floor` times or fewer are left out (paper: 100
-    of 10^6).
-    """
-    ids, inverse, counts = torch.unique(tokens, return_inverse=True, return_counts=True)
-    total = torch.zeros(len(ids), dtype=torch.float64).scatter_add_(
-        0, inverse.cpu(), entropy.cpu().double()
-    )
-    rows = zip(ids.tolist(), (total / counts.cpu()).tolist(), counts.tolist(), strict=True)
-    return sorted((r for r in rows if r[2] > floor), key=lambda r: -r[1])
-
-
-def interval(values: Sequence[float], resamples: int = 2000) -> tuple[float, float]:
-    """95% bootstrap interval of the mean of one value per problem, percentile method, fixed
-    seed."""
-    x = np.asarray(values, dtype=np.float64)
-    draws = np.random.default_rng(0).integers(0, len(x), (resamples, len(x)))
-    low, high = np.percentile(x[draws].mean(1), (2.5, 97.5))
-    return float(low), float(high)
 
 
 def histogram(entropy: Tensor, highest: float, bins: int = 50) -> dict[str, list]:
@@ -85,14 +44,6 @@ def histogram(entropy: Tensor, highest: float, bins: int = 50) -> dict[str, list
     h = entropy.cpu().double().clamp(0, highest).numpy()
     counts, edges = np.histogram(h, bins, (0.0, max(highest, 1e-6)))
     return dict(edges=edges.tolist(), counts=counts.tolist())
-
-
-def top_positions(entropy: Tensor, rho: float) -> Tensor:
-    """entropy (n,) -> mask (n,) bool of the ceil(rho n) highest, ties by position."""
-    mask = torch.zeros(len(entropy), dtype=torch.bool)
-    k = math.ceil(round(rho * len(entropy), 6))  # 0.1 * 30 is 3.0000000000000004
-    mask[entropy.cpu().argsort(descending=True, stable=True)[:k]] = True
-    return mask
 
 
 def overlap(a: Tensor, b: Tensor) -> float:
@@ -155,10 +106,8 @@ def compare_gradients(halves: Tensor, full: Tensor) -> dict[str, float]:
     def cosine(a: Tensor, b: Tensor) -> float:
         return (a @ b / (a.norm() * b.norm()).clamp(min=1e-30)).item()
 
-    halves, full = (
-        halves.double(),
-        full.double(),
-    )  # millions of squares add up to a cosine of 1.0001
+    # in fp32 millions of squares add up to a cosine of 1.0001
+    halves, full = halves.double(), full.double()
     mine = halves.sum(0)
     return dict(norm=mine.norm().item(), cosine=cosine(mine, full), split_half=cosine(*halves))
 
@@ -179,73 +128,9 @@ def unchanged(base: dict[str, Tensor], final: dict[str, Tensor]) -> dict:
 
 def steps_of(words: Sequence[str], by_try: bool) -> list[tuple[int, int]]:
     """(start, end) of every step of a response: from a "try" to the next, else line by line."""
-    starts = [
-        i
-        for i, word in enumerate(words)
-        if i == 0 or (word.strip() == "try" if by_try else "\n" in words[i - 1])
-    ]
+    begins = (lambda i: words[i].strip() == "try") if by_try else (lambda i: "\n" in words[i - 1])
+    starts = [i for i in range(len(words)) if i == 0 or begins(i)]
     return list(zip(starts, [*starts[1:], len(words)], strict=True))
-
-
-def measure(
-    model: Transformer,
-    world: Countdown | Maths,
-    problems: Sequence,
-    k: int,
-    max_new: int,
-    how: Sampling = Sampling(),
-    max_rows: int = 512,
-    progress: bool = False,
-) -> tuple[dict, Rollout]:
-    """`k` samples of each problem, by default at T=1, always with the same seed: accuracy with its
-    95% interval over problems, share of true arithmetic statements, mean length, truncated share;
-    the samples."""
-    generator = torch.Generator(model.head_weight.device).manual_seed(1)
-    prompts, tokenizer = [world.encode(p) for p in problems], world.tokenizer()
-    samples = generate(
-        model, prompts, k, max_new, tokenizer.eos, how, generator, max_rows, progress=progress
-    )
-    texts = [tokenizer.decode(ids) for ids in samples.responses()]
-    correct = np.array([world.reward(problems[i // k], t) for i, t in enumerate(texts)])
-    statements = [ok for text in texts for ok in arithmetic(text)]
-    return dict(
-        accuracy=float(correct.mean()),
-        interval=interval(correct.reshape(-1, k).mean(1)),
-        arithmetic=sum(statements) / max(len(statements), 1),
-        length=samples.lengths().float().mean().item(),
-        truncated=1 - samples.finished.float().mean().item(),
-    ), samples
-
-
-def describe(
-    title: str, found: dict, samples: Rollout, tokenizer: Tokenizer, floor: int = 100
-) -> str:
-    """The table that a reader sees: what `measure` found, where the entropy is, the ten most and
-    least forking tokens (drawn more than `floor` times), and the first sample coloured."""
-    tokens, entropy = samples.tokens[samples.response], samples.entropy[samples.response]
-    d, words = distribution(entropy), entropy_by_token(tokens, entropy, floor)
-    low, high = found["interval"]
-
-    def row(rows: list[tuple[int, float, int]]) -> str:
-        return "  ".join(f"{tokenizer.token(i).strip()} {h:.3f}" for i, h, _ in rows[:10])
-
-    a, b = samples.cu_seqlens[:2].tolist()
-    trace = [tokenizer.token(i) for i in samples.tokens[a:b].tolist()]
-    return "\n  ".join(
-        (
-            title,
-            f"accuracy        {found['accuracy']:.3f}  95% interval [{low:.3f}, {high:.3f}]",
-            f"arithmetic      {found['arithmetic']:.3f} of its statements are true",
-            f"length          {found['length']:.1f} tokens, {found['truncated']:.0%} are cut off",
-            f"entropy         mean {d['mean']:.3f} nats over {len(entropy):,} tokens; percentiles "
-            + "  ".join(f"{p} {d[p]:.3f}" for p in ("p50", "p80", "p90", "p99")),
-            f"concentration   {d['below_0.01']:.0%} of tokens below 0.01 nats; the top 20% hold "
-            f"{d['top20_share']:.0%} of all entropy",
-            f"most forking    {row(words)}",
-            f"least forking   {row(words[::-1])}",
-            "a trace         " + colour_trace(trace, samples.entropy[a:b].tolist()).strip(),
-        )
-    )
 
 
 # ---------------------------------------------------------------------- from models to tensors
@@ -257,43 +142,47 @@ class Missing(Exception):
 
 @dataclass(frozen=True)
 class Flags:
-    """What `python study.py RUN` takes beside the run's folder; `--help` is this list."""
+    """What `python -m study RUN` takes beside the run's folder; `--help` is this list."""
 
     all: bool = flag(False, "also two_temperature, anatomy and causal, which take minutes")
     device: str = flag("auto", "where to run; auto takes the best there is", "auto cuda mps cpu")
-    seed: int = flag(0, "of what is sampled anew")
-    problems: int = flag(96, "problems of during, two_temperature and anatomy")
-    k: int = flag(4, "samples per problem and temperature")
-    percentile: float = flag(80.0, "of the final model's entropies: threshold of two_temperature")
-    threshold: float = flag(-1.0, "the same in nats; below 0 the percentile counts")
-    responses: int = flag(24, "responses whose tokens causal forces to be others")
-    positions: int = flag(2000, "tokens of them at most, equally many per entropy decile")
-    continuations: int = flag(8, "K: continuations from each, three times")
+    seed: int = flag(0, "of what is sampled anew", "[0, 1e18)")
+    problems: int = flag(96, "problems of during, two_temperature and anatomy", "[1, inf)")
+    k: int = flag(4, "samples per problem and temperature", "[1, inf)")
+    percentile: float = flag(80.0, "of entropies: threshold of two_temperature", "[0, 100]")
+    threshold: float = flag(-1.0, "the same in nats; below 0 the percentile counts", "(-inf, inf)")
+    responses: int = flag(24, "responses whose tokens causal forces to be others", "[1, inf)")
+    positions: int = flag(2000, "tokens of them, equally many per entropy decile", "[1, inf)")
+    continuations: int = flag(8, "K: continuations from each, three times", "[1, inf)")
 
 
 @dataclass
 class Run:
     """A run as the sections see it.  `model` holds the weights of one step at a time, and no longer
-    those it came with; `states` says where those of each kept step are, 0 the base, the last one
-    final; `looks` are `measure`'s findings on the test split, "base" and "final"."""
+    those it came with; `looks` are `measure`'s findings on the test split, "base" and "final";
+    `states` says where the weights of each kept step are, 0 the base, the last one final: its
+    snapshots and, for an ended run, a copy of those that `model` came with."""
 
     folder: Path
-    c: Any  # fork_gpt.Config
-    world: Countdown | Maths
+    c: Config
+    world: World
     splits: dict[str, list]
     model: Transformer
-    states: dict[int, Path | dict[str, Tensor]]
     looks: dict[str, tuple[dict, Rollout]] = field(default_factory=dict)
+    states: dict[int, Path | dict[str, Tensor]] = field(default_factory=dict)
 
-    def weights(self, step: int) -> dict[str, Tensor]:
+    def __post_init__(self) -> None:
+        self.states = self.states or states_of(self.folder, self.c.steps, self.model)
+
+    def weights_of(self, step: int) -> dict[str, Tensor]:
         state = self.states[step]
-        return state if isinstance(state, dict) else parallel.load(state)["weights"]
+        return state if isinstance(state, dict) else weights.load(state)["weights"]
 
     def at(self, which: str | int) -> Transformer:
         """The model of a step, or the "base" or "final" one.  Missing, UserError."""
         step = which if isinstance(which, int) else self.step_of(which)
         try:
-            self.model.load_state_dict(self.weights(step))
+            self.model.load_state_dict(self.weights_of(step))
         except (KeyError, RuntimeError) as e:
             why = str(e).splitlines()[0]
             raise UserError(
@@ -304,7 +193,7 @@ class Run:
     def step_of(self, which: str) -> int:
         step = 0 if which == "base" else max(self.states, default=0)
         if step not in self.states:
-            raise Missing(f"the base model was not kept: python study.py {self.folder} finds it")
+            raise Missing(f"the base model was not kept: python -m study {self.folder} finds it")
         if which == "final" and step == 0:
             raise Missing(f"nothing is trained yet: python fork_gpt.py --resume {self.folder}")
         return step
@@ -318,11 +207,8 @@ class Run:
     def look(self, which: str) -> tuple[dict, Rollout]:
         """What `measure` finds on the test split, as `fork_gpt.py` does; sampled once."""
         if which not in self.looks:
-            problems, c = self.problems(), self.c
-            model = self.at(which)
-            self.looks[which] = measure(
-                model, self.world, problems, c.eval_k, c.max_new, max_rows=c.rows, progress=True
-            )
+            problems, model = self.problems(), self.at(which)
+            self.looks[which] = measure(model, self.world, problems, self.c, progress=True)
         return self.looks[which]
 
 
@@ -402,21 +288,17 @@ def continued(
 ) -> np.ndarray:
     """Rewards (len(starts), K) of K continuations of each beginning of a response to its end, at
     most `max_new` tokens in all; one that has ended already is graded as it is."""
-    c, tokenizer, prompt = run.c, run.world.tokenizer(), run.world.encode(problem)
+    c, tokenizer = run.c, run.world.tokenizer()
     out = np.zeros((len(starts), K))
     going = [i for i, s in enumerate(starts) if s[-1] != tokenizer.eos and len(s) < c.max_new]
     for i in set(range(len(starts))) - set(going):
         out[i] = run.world.reward(problem, tokenizer.decode(starts[i]))
     if going:
-        prompts = [prompt + starts[i] for i in going]
-        room = c.max_new - min(len(starts[i]) for i in going)
-        samples = generate(
-            run.model, prompts, K, room, tokenizer.eos, Sampling(), generator, max_rows=c.rows
+        begun, again = [starts[i] for i in going], [problem] * len(going)
+        _, _, rewards = ask(
+            run.model, run.world, again, K, c.max_new, Sampling(), generator, c.rows, begun
         )
-        for j, ids in enumerate(samples.responses()):
-            i = going[j // K]
-            text = tokenizer.decode((starts[i] + ids)[: c.max_new])
-            out[i, j % K] = run.world.reward(problem, text)
+        out[going] = rewards.view(-1, K).numpy()
     return out
 
 
@@ -428,19 +310,16 @@ def run_section(run: Run, f: Flags) -> dict:
     c = run.c
     changed = [x.name for x in fields(c) if getattr(c, x.name) != x.default]
     given = {x: getattr(c, x) for x in changed} | dict(out=run.folder)
-    words = [
-        flags.option(x) + ("" if v is True else f" {shlex.quote(str(v))}") for x, v in given.items()
-    ]
     small = f"Countdown: {c.n_numbers} numbers up to {c.max_number}, operations {c.ops}, values up "
     summary = run.folder / "summary.json"
     settings = {k: getattr(c, k) for k in ("dtype", "seed", "keep", "rho", "steps")}
     return settings | dict(
         name=run.folder.resolve().name,
-        command=" ".join(["python fork_gpt.py", *words]),
+        command=f"python fork_gpt.py {shlex.join(flags.typed(given))}",
         model=c.model or c.size,
         n_params=sum(p.numel() for p in run.model.parameters()),
         torch=torch.__version__,
-        hardware=parallel.hardware(run.model.head_weight.device),
+        hardware=weights.hardware(run.model.head_weight.device),
         world=c.data or f"{small}to {c.max_value}",
         n_test=len(run.splits["test"][: c.eval_problems or None]),
         k=c.eval_k,
@@ -470,7 +349,7 @@ def training(run: Run, f: Flags) -> dict:
 def distributions(run: Run, f: Flags) -> dict:
     """Part 1: where the entropy is, before and after."""
     looks = {which: run.look(which) for which in ("base", "final")}
-    pools = {which: samples.entropy[samples.response] for which, (_, samples) in looks.items()}
+    pools = {which: samples.entropy for which, (_, samples) in looks.items()}
     highest = max(h.max().item() for h in pools.values())
     return {
         which: dict(n_tokens=len(h), dtype=run.c.dtype, histogram=histogram(h, highest))
@@ -487,7 +366,7 @@ def forking_tokens(run: Run, f: Flags) -> dict:
     floor = min(100, *(int(s.response.sum()) // 1000 for s in looks.values()))
     out, tokenizer = dict(floor=floor), run.world.tokenizer()
     for which, s in looks.items():
-        ranked = entropy_by_token(s.tokens[s.response], s.entropy[s.response], floor)
+        ranked = entropy_by_token(s.tokens[s.response], s.entropy, floor)
         rows = [dict(token=tokenizer.token(i), entropy=h, count=n) for i, h, n in ranked]
         out[which] = dict(highest=rows[:100], lowest=rows[::-1][:100])
     return out
@@ -526,7 +405,7 @@ def during(run: Run, f: Flags) -> dict:
     n = min(f.problems * run.c.eval_k, len(samples.finished))
     samples = samples.sequences(range(n))
     h = [rescore(run.at(step), samples) for step in steps]  # of (n,) each
-    top = [top_positions(x, 0.2) for x in h]
+    top = [top_entropy(x, 0.2)[0] for x in h]
     found = [distribution(x) for x in h]
     return dict(
         steps=steps,
@@ -542,15 +421,16 @@ def during(run: Run, f: Flags) -> dict:
 
 def sparsity(run: Run, f: Flags) -> dict:
     """Part 9: how many parameters RLVR left as they were, at bf16 resolution."""
-    return unchanged(*(run.weights(run.step_of(which)) for which in ("base", "final")))
+    return unchanged(*(run.weights_of(run.step_of(which)) for which in ("base", "final")))
 
 
 def two_temperature(run: Run, f: Flags) -> dict:
     """Part 4: the paper's grid; forks at t and the rest at 1, and the reverse."""
     _, samples = run.look("final")
     model, problems = run.at("final"), run.problems()[: f.problems]
+    c = replace(run.c, eval_k=f.k)
     absolute = f.threshold >= 0
-    entropy = samples.entropy[samples.response].cpu().numpy()
+    entropy = samples.entropy.cpu().numpy()
     threshold = f.threshold if absolute else float(np.percentile(entropy, f.percentile))
     out = dict(fork=[], rest=[])
     with tqdm(total=2 * len(TEMPERATURES), desc="two_temperature", leave=False) as bar:
@@ -559,9 +439,7 @@ def two_temperature(run: Run, f: Flags) -> dict:
                 ("fork", Sampling(1.0, threshold, t_fork=t)),
                 ("rest", Sampling(t, threshold, t_fork=1.0)),
             ):
-                found, _ = measure(
-                    model, run.world, problems, f.k, run.c.max_new, how, max_rows=run.c.rows
-                )
+                found, _ = measure(model, run.world, problems, c, how)
                 low, high = found.pop("interval")
                 found.pop("arithmetic")
                 out[which].append(dict(t=t, low=low, high=high) | found)
@@ -574,27 +452,21 @@ def two_temperature(run: Run, f: Flags) -> dict:
 def anatomy(run: Run, f: Flags) -> dict:
     """Part 7: the base model's first policy gradient, by mask and by entropy decile.  The top 20%
     are the two highest deciles.  Groups with right and wrong answers, on training problems."""
-    c, model, tokenizer = run.c, run.at("base"), run.world.tokenizer()
+    c, model = run.c, run.at("base")
     problems, how = run.splits["train"][: f.problems], Sampling(c.temperature)
-    prompts = [run.world.encode(p) for p in problems]
     generator = torch.Generator(model.head_weight.device).manual_seed(f.seed)
-    samples = generate(
-        model, prompts, c.group, c.max_new, tokenizer.eos, how, generator, c.rows, progress=True
+    samples, _, rewards = ask(
+        model, run.world, problems, c.group, c.max_new, how, generator, c.rows, progress=True
     )
-    texts = [tokenizer.decode(ids) for ids in samples.responses()]
-    graded = [run.world.reward(problems[i // c.group], t) for i, t in enumerate(texts)]
-    rewards = torch.tensor(graded).view(-1, c.group)  # (groups, G)
-    mixed = (rewards.std(1) > 0).nonzero()[:, 0]
-    if len(mixed) < 2:
+    groups = mixed(rewards, c.group).nonzero()[:, 0]
+    if len(groups) < 2:
         raise Missing("fewer than two groups with right and wrong answers: raise --problems")
-    which = (mixed[:, None] * c.group + torch.arange(c.group)).flatten().tolist()
-    samples, rewards = samples.sequences(which), rewards[mixed]
-    centred = rewards - rewards.mean(1, keepdim=True)
-    advantages = (centred / (rewards.std(1, keepdim=True) + 1e-6)).flatten()  # (B,)
-    entropy = samples.entropy[samples.response].cpu()
+    which = (groups[:, None] * c.group + torch.arange(c.group)).flatten()
+    samples, advantages = samples.sequences(which), group_advantages(rewards[which], c.group)
+    entropy = samples.entropy.cpu()
     decile = deciles(entropy)
     lots = torch.rand(entropy.shape, generator=torch.Generator().manual_seed(f.seed))
-    masks = torch.stack([*(decile == d for d in range(10)), top_positions(lots, 0.2)])
+    masks = torch.stack([*(decile == d for d in range(10)), top_entropy(lots, 0.2)[0]])
     parts = gradients(model, samples, advantages, masks, c.group, c.temperature)
     full = parts[:10].sum((0, 1))
     arms = {
@@ -611,7 +483,7 @@ def anatomy(run: Run, f: Flags) -> dict:
     ]
     return dict(
         n_tokens=len(entropy),
-        n_groups=len(mixed),
+        n_groups=len(groups),
         arms=[dict(name=name) | compare_gradients(x, full) for name, x in arms.items()],
         deciles=rows,
         model="base",
@@ -705,63 +577,83 @@ def study(run: Run, f: Flags = Flags()) -> Path:
     for name, make in tqdm((QUICK | SLOW).items(), desc="study", unit="section"):
         try:
             if name in SLOW and not f.all:
-                raise Missing(f"takes minutes: python study.py {run.folder} --all")
+                raise Missing(f"takes minutes: python -m study {run.folder} --all")
             record = make(run, f)
         except Missing as e:
             record = dict(missing=str(e))
         text = json.dumps(record, allow_nan=False, ensure_ascii=False)
-        parallel.write_atomic(folder / f"{name}.json", text.encode())
+        files.write_atomic(folder / f"{name}.json", text.encode())
     return folder
+
+
+def summarise(run: Run) -> dict:
+    """What was found on the test split at first and at last, None where nothing was measured, and
+    the share of tokens kept in the steps that learned."""
+    c, looks = run.c, run.looks
+    lines = [json.loads(line) for line in open(run.folder / "metrics.jsonl")]
+    kept = [line["kept_fraction"] for line in lines if line["groups"]]
+    before, after = (looks[which][0] if which in looks else {} for which in ("base", "final"))
+    return dict(
+        test_accuracy_base=before.get("accuracy"),
+        test_accuracy_base_interval=before.get("interval"),
+        test_accuracy=after.get("accuracy"),
+        test_accuracy_interval=after.get("interval"),
+        arithmetic_base=before.get("arithmetic"),
+        arithmetic=after.get("arithmetic"),
+        length=after.get("length"),
+        truncated=after.get("truncated"),
+        kept_fraction=sum(kept) / max(len(kept), 1),
+        test_problems=len(looks["final"][1].finished) // c.eval_k if looks else 0,
+        seed=c.seed,
+        keep=c.keep,
+        rho=c.rho,
+    )
+
+
+def finish(run: Run, clock: files.Clock) -> dict:
+    """The end of a run: its summary, and its page; returns the summary."""
+    from study import report
+
+    summary = summarise(run) | clock.seconds()
+    files.write_json(run.folder / "summary.json", summary)
+    study(run)
+    print(f"the whole story: {report.write(run.folder)}\n")
+    print("  ".join(f"{k} {v:.4g}" for k, v in summary.items() if isinstance(v, float)))
+    return summary
 
 
 def open_run(folder: Path, device: str) -> Run:
     """A run's folder, ended or not, as a Run.  UserError when there is none."""
-    import fork_gpt  # the command line alone looks upwards
-
-    c = fork_gpt.Config(**fork_gpt.read_config(folder / "config.json"))
-    fork_gpt.check(c)
+    c = configure(files.read_config(folder, Config))
     torch.set_num_threads(c.threads)
     ended = (folder / "model.pt").exists() or (folder / "model").exists()
-    on = parallel.device(device)
+    on = weights.device(device)
 
-    def task(c: Any) -> tuple:
-        model, world, splits, _ = fork_gpt.open_task(c, on, lambda: False)
+    def task(c: Config) -> tuple:
+        model, world, splits, _ = open_task(c, on, lambda: False)
         return model.to(getattr(torch, c.dtype)), world, splits
 
     model, world, splits = task(replace(c, model=str(folder)) if ended else c)
     states = states_of(folder, c.steps if ended else 0, model)
     if 0 not in states:  # no snapshots were kept: the base is where the run took it from
         states[0] = task(c)[0].state_dict()
-    return Run(folder, c, world, splits, model, states)
+    return Run(folder, c, world, splits, model, states=states)
 
 
-def main(argv: list[str]) -> int:
-    """The command line: 0, 2 after one line about a mistake, 130 when stopped."""
-    try:
-        folder = argv[0] if argv and not argv[0].startswith("-") else None
-        f = Flags(**flags.parse(Flags, argv[bool(folder) :], "study.py RUN", __doc__))
-        flags.check_types(f)
-        counts = "problems k responses positions continuations"
-        rules = [(k, getattr(f, k) >= 1, "at least 1") for k in counts.split()]
-        rules.append(("percentile", 0 <= f.percentile <= 100, "from 0 to 100"))
-        rules.append(("threshold", f.threshold < math.inf, "finite, in nats"))
-        rules.append(("seed", 0 <= f.seed < 2**63, "from 0 to below 2^63"))
-        flags.check_rules(f, rules)
-        if folder is None:
-            raise UserError("name the run's folder first: python study.py runs/x")
-        run = open_run(Path(folder), f.device)
-        study(run, f)
-        import report  # draws what is there
+def start(argv: list[str]) -> int:
+    """The command line."""
+    from study import report
 
-        print(report.write(run.folder))
-    except UserError as e:
-        print(f"study: {e}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("study: stopped; the sections that were done are kept", file=sys.stderr)
-        return 130
+    folder = argv[0] if argv and not argv[0].startswith("-") else None
+    f = flags.take(Flags, flags.parse((Flags,), argv[bool(folder) :], "-m study RUN", __doc__))
+    if folder is None:
+        raise UserError("name the run's folder first: python -m study runs/x")
+    run = open_run(Path(folder), f.device)
+    study(run, f)
+    print(report.write(run.folder))
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def main(argv: list[str]) -> int:
+    """0, 2 after one line about a mistake, 130 when stopped; sections that were done are kept."""
+    return files.command("-m study", start, argv)

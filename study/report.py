@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from figures import (
+from infra.files import UserError, write_atomic
+from study.figures import (
     DARK,
     FIGURES,
     LEVELS,
@@ -47,7 +48,6 @@ from figures import (
     variables,
     warmer,
 )  # fmt: skip
-from parallel import UserError, write_atomic
 
 PAGE = Path(__file__).with_name("page.html")
 WIDE, NARROW = 720, 350  # px: the two widths at which each figure is drawn

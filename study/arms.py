@@ -16,7 +16,6 @@ seed, the test accuracy has the interval over problems instead, and a curve or a
 none (low = high).  CPU-seconds are those of the training steps alone.
 """
 
-import argparse
 import json
 import math
 import os
@@ -28,21 +27,25 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-import flags
-import parallel
-import pretrain
-from parallel import UserError
+from fork_gpt import Config, claim_folder, configure
+from infra import files, flags, weights
+from infra.files import UserError
+from infra.flags import flag
+from study import report
+from tasks import pretrain
+from tasks.ask import countdown_of, recipe_of
 
-PROGRAM = Path(__file__).with_name("fork_gpt.py")
+PROGRAM = Path(__file__).resolve().parent.parent / "fork_gpt.py"
 # what an arm may set; anything else would make it another task, base model or amount of training
-OWN = "rho entropy pool normalize updates temperature overlong clip_low clip_high dual_clip "
-OWN = (OWN + "optimizer lr warmup weight_decay beta2 grad_clip microbatch").split()
+OWN = (
+    "rho entropy pool normalize updates temperature overlong clip_low clip_high dual_clip "
+    "optimizer lr warmup weight_decay beta2 grad_clip microbatch"
+).split()
 # the paper's means of six benchmarks in %, one run each of Qwen3 8B / 14B / 32B Base
 PAPER = {"all": "53.71 / 61.40 / 66.59", "top": "54.23 / 64.39 / 70.69", "bottom": "curve: drops"}
 HEAD = "arm|test accuracy|per seed|minus all|length|truncated|arithmetic|CPU-seconds|the paper"
@@ -54,11 +57,20 @@ The paper: accuracy in %, mean of six benchmarks, one run each of Qwen3 8B / 14B
 
 
 @dataclass(frozen=True)
-class Run:
-    """An arm with one seed: its fork_gpt.Config and its command line."""
+class Comparison:
+    """What --arms takes beside the flags of a run."""
+
+    arms: str = flag("", "compare these: words of --keep, each with FIELD=VALUE", group="--arms")
+    seeds: int = flag(3, "seeds of each arm, from --seed on", "[1, inf)", needs="arms")
+    jobs: int = flag(0, "processes at a time; 0: one a core", "[0, inf)", needs="arms")
+
+
+@dataclass(frozen=True)
+class Job:
+    """An arm with one seed: its config and its command line."""
 
     arm: str
-    config: Any
+    config: Config
     argv: tuple[str, ...]
 
     def path(self, name: str = "") -> Path:
@@ -68,57 +80,50 @@ class Run:
         return self.path("summary.json").exists()
 
 
-def parse(argv: list[str]) -> tuple[Path, int, list[Run]]:
-    """Command line -> (OUT, processes at a time, runs, seed by seed).  UserError for a mistake in
-    any arm, before anything runs."""
-    import fork_gpt  # it imports this module
+def flags_of(arm: str) -> dict:
+    """ "top rho=0.1" -> its flags by field name.  UserError for what no arm may set."""
+    keep, *pairs = arm.split() or [""]
+    for pair in pairs:
+        name, equals, _ = pair.partition("=")
+        if not equals or name not in OWN:
+            rule = f"is not field=value with one of {', '.join(OWN)}"
+            raise UserError(f"{pair!r} {rule}")
+    argv = [f"--keep={keep}", *(f"--{pair.replace('_', '-')}" for pair in pairs)]
+    return flags.parse((Config,), argv, "fork_gpt.py", "")
 
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name, kind, default in (("arms", str, ""), ("seeds", int, 3), ("jobs", int, 0)):
-        parser.add_argument(f"--{name}", type=kind, default=default)
-    try:
-        own, common = parser.parse_known_args(argv)
-    except argparse.ArgumentError as e:
-        raise UserError(str(e)) from None
-    shared = fork_gpt.parse(common)
-    if shared.resume or any(a.split("=")[0] == "--keep" for a in common):
+
+def plan(a: Comparison, given: dict) -> tuple[Path, int, list[Job]]:
+    """(OUT, processes at a time, jobs, seed by seed).  UserError for a mistake in any arm, before
+    anything runs."""
+    if "keep" in given or "resume" in given:
         raise UserError("--arms names what is kept and resumes by itself: drop --keep and --resume")
+    shared, arms = configure(given), {}
     if shared.data and not shared.holdout:
         raise UserError("--holdout 0 leaves no test split to compare the arms on")
-    good = [("seeds", own.seeds >= 1, "at least 1"), ("jobs", own.jobs >= 0, "at least 1, 0: auto")]
-    flags.check_rules(own, good)
-    arms = {}  # name in a path -> (text, flags)
-    for text in own.arms.split(","):
-        keep, *pairs = text.split() or [""]
-        name, given = re.sub("[^A-Za-z0-9.]+", "-", " ".join((keep, *pairs))), [f"--keep={keep}"]
-        for pair in pairs:
-            field, equals, value = pair.partition("=")
-            if not equals or field not in OWN:
-                rule = f"is not field=value with one of {', '.join(OWN)}"
-                raise UserError(f"--arms {text.strip()!r}: {pair!r} {rule}")
-            given.append(f"{flags.option(field)}={value}")
-        if name in arms:
-            raise UserError(f"--arms {own.arms}: {text.strip()!r} stands there twice")
-        arms[name] = (" ".join((keep, *pairs)), given)
+    for text in (" ".join(arm.split()) for arm in a.arms.split(",")):
+        if text in arms:
+            raise UserError(f"--arms {a.arms}: {text!r} stands there twice")
         try:
-            fork_gpt.parse([*common, *given])
+            arms[text] = given | flags_of(text)
+            configure(arms[text])
         except UserError as e:
-            raise UserError(f"--arms {text.strip()!r}: {e}") from None
-    out, runs = Path(shared.out or f"runs/arms-{'-'.join(arms)}"), []
-    for seed in range(shared.seed, shared.seed + own.seeds):
-        for name, (text, given) in arms.items():
-            line = (*common, *given, f"--seed={seed}", f"--out={out / name}-seed{seed}")
-            runs.append(Run(text, fork_gpt.parse(list(line)), line))
-            fork_gpt.open_run(runs[-1].config, write=False)  # refuses another command's folder
+            raise UserError(f"--arms {text!r}: {e}") from None
+    names = {text: re.sub("[^A-Za-z0-9.]+", "-", text) for text in arms}
+    out, jobs = Path(shared.out or f"runs/arms-{'-'.join(names.values())}"), []
+    for seed in range(shared.seed, shared.seed + a.seeds):
+        for text, mine in arms.items():
+            mine = mine | dict(seed=seed, out=f"{out / names[text]}-seed{seed}")
+            jobs.append(Job(text, configure(mine), tuple(flags.typed(mine))))
+            claim_folder(jobs[-1].config, write=False)  # refuses another command's folder
     # an accelerator has room for one run, a core for one thread
-    cores = os.cpu_count() if parallel.device(shared.device).type == "cpu" else 1
-    return out, own.jobs or max(1, (cores or 1) // shared.threads), runs
+    cores = os.cpu_count() if weights.device(shared.device).type == "cpu" else 1
+    return out, a.jobs or max(1, (cores or 1) // shared.threads), jobs
 
 
 # ---------------------------------------------------------------------- the runs
 
 
-def work(runs: list[Run], jobs: int, out: Path, stop: Callable[[], bool]) -> list[Run]:
+def work(runs: list[Job], jobs: int, out: Path, stop: Callable[[], bool]) -> list[Job]:
     """Run those that are not done, `jobs` at a time; returns those that failed, after a line about
     each.  `stop()` makes every child save and end, and raises KeyboardInterrupt."""
     import fcntl  # POSIX
@@ -154,7 +159,7 @@ def work(runs: list[Run], jobs: int, out: Path, stop: Callable[[], bool]) -> lis
     return failed
 
 
-def start(run: Run, lock: int) -> subprocess.Popen:
+def start(run: Job, lock: int) -> subprocess.Popen:
     """The run's process, new or resumed, in a session that the terminal's Ctrl-C does not reach."""
     argv = ("--resume", run.path()) if run.path("config.json").exists() else run.argv
     with open(f"{run.path()}.log", "a") as log:
@@ -162,7 +167,7 @@ def start(run: Run, lock: int) -> subprocess.Popen:
         return subprocess.Popen([sys.executable, PROGRAM, *argv], **to)
 
 
-def failure(run: Run, code: int) -> str:
+def failure(run: Job, code: int) -> str:
     """One line about a child that failed: its exit status, its last words, its log."""
     log = Path(f"{run.path()}.log")
     words = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
@@ -170,7 +175,7 @@ def failure(run: Run, code: int) -> str:
     return f"{run.path().name} failed ({how}): {''.join(words[-1:])}; see {log}"
 
 
-def progress(run: Run) -> str:
+def progress(run: Job) -> str:
     """How far a run is, from the last whole line of its metrics."""
     path = run.path("metrics.jsonl")
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
@@ -229,7 +234,7 @@ def difference(arm: dict[int, float], other: dict[int, float]) -> dict:
     return dict(difference=dict(seeds=seeds, mean=float(mean), low=float(low), high=float(high)))
 
 
-def compare(runs: list[Run]) -> dict:
+def compare(runs: list[Job]) -> dict:
     """The finished runs as comparison.json has them; each arm also has its `difference` from the
     arm "all" where there is one."""
     arms, accuracy = [], {}
@@ -249,7 +254,7 @@ def compare(runs: list[Run]) -> dict:
     return dict(base=base, n_problems=s["test_problems"], k=c.eval_k, arms=arms)
 
 
-def table(record: dict) -> str:
+def comparison_table(record: dict) -> str:
     """comparison.json as the text of comparison.md."""
     rows = [HEAD.split("|")]
     for arm in record["arms"]:
@@ -270,28 +275,22 @@ def table(record: dict) -> str:
     return first + "".join(f"| {line} |\n" for line in text) + NOTES
 
 
-def main(argv: list[str]) -> int:
-    """`python fork_gpt.py --arms ...`: 0, 2 when a run failed, 130 when stopped."""
-    out, jobs, runs = parse(argv)
-    again = f"python fork_gpt.py {shlex.join(argv)}"
-    stop, c = parallel.stop_on_signal(), runs[0].config
-    try:
-        if not (c.model or all(run.done() for run in runs)):
-            torch.set_num_threads(c.threads)  # a part of the base model's name
-            pretrain.base_model(c.base(), c.world(), stop)  # once, before anyone wants it
-        failed = work(runs, jobs, out, stop)
-    except KeyboardInterrupt:
-        print(f"\nstopped; to continue: {again}", file=sys.stderr)
-        return 130
-    if finished := [run for run in runs if run.done()]:
-        import report  # it draws; nothing else here needs it
-
+def main(a: Comparison, given: dict, argv: list[str]) -> int:
+    """`fork_gpt.py --arms`: 0, or 2 when a run failed."""
+    out, at_a_time, jobs = plan(a, given)
+    stop, c = files.stop_on_signal(), jobs[0].config
+    if not (c.model or all(job.done() for job in jobs)):
+        torch.set_num_threads(c.threads)  # a part of the base model's name
+        pretrain.base_model(recipe_of(c), countdown_of(c), stop)  # once, before anyone wants it
+    failed = work(jobs, at_a_time, out, stop)
+    if finished := [job for job in jobs if job.done()]:
         record = compare(finished)
         for path in finished[0].path("data").glob("*.json"):  # the page's other sections
-            parallel.write_atomic(out / "data" / path.name, path.read_bytes())
-        parallel.write_json(out / "data" / "comparison.json", record)
-        parallel.write_atomic(out / "comparison.md", table(record).encode())
-        print(f"\n{table(record)}\n{report.write(out)}")
+            files.write_atomic(out / "data" / path.name, path.read_bytes())
+        files.write_json(out / "data" / "comparison.json", record)
+        files.write_atomic(out / "comparison.md", comparison_table(record).encode())
+        print(f"\n{comparison_table(record)}\n{report.write(out)}")
     if failed:
-        print(f"{len(failed)} of {len(runs)} runs failed; to try again: {again}", file=sys.stderr)
+        again = f"python fork_gpt.py {shlex.join(argv)}"
+        print(f"{len(failed)} of {len(jobs)} runs failed; to try again: {again}", file=sys.stderr)
     return 2 if failed else 0

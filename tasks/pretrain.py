@@ -1,6 +1,6 @@
 """Makes the small world's base model from search traces: nanoGPT's loop on one packed stream.
 
-    python pretrain.py              # trains the default base and caches it below runs/
+    python -m tasks.pretrain        # trains the default base and caches it below runs/
 
 Many of the traces try at random and give up early: the model learns how to search and to calculate,
 and searches badly.  RLVR teaches it where to go.
@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import parallel
+from infra import files, weights
+from infra.files import UserError
 from model import SIZES, Transformer
 from rollout import pack
-from tasks import Countdown
+from tasks.countdown import Countdown
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class Pretrain:
     attempts: int = 6  # finished tries a trace makes at most
     p_stop: float = 0.35  # chance to give up after a failed try
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size not in SIZES:
+            raise UserError(f"--size {self.size!r}: it must be one of {', '.join(SIZES)}")
 
 
 def make_optimizer(
@@ -70,9 +75,9 @@ def pretrain(
     model = Transformer(replace(SIZES[recipe.size], vocab_size=n_vocab))
     model.init_weights(torch.Generator().manual_seed(recipe.seed))
     optimizer = make_optimizer(model, recipe.lr, weight_decay=0.1, beta2=0.95)
-    first, clock = 0, parallel.Clock()
+    first, clock = 0, files.Clock()
     if checkpoint.exists():
-        saved = parallel.load(checkpoint)
+        saved = weights.load(checkpoint)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         first, clock = saved["step"], clock.add(**saved["seconds"])
@@ -81,7 +86,7 @@ def pretrain(
             stopping = stop()
             if stopping or (step > first and step % 200 == 0):
                 states = dict(model=model.state_dict(), optimizer=optimizer.state_dict())
-                parallel.save(checkpoint, states | dict(step=step, seconds=clock.seconds()))
+                weights.save(checkpoint, states | dict(step=step, seconds=clock.seconds()))
             if stopping:
                 raise KeyboardInterrupt
             tokens, cu_seqlens, rows = batch_of_traces(recipe, world, problems, step)
@@ -106,16 +111,16 @@ def base_model(
     took."""
     made_by = [asdict(recipe), asdict(world), torch.__version__, torch.get_num_threads()]
     digest = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:8]
-    folder, here = Path("runs") / f"base-{recipe.size}-{digest}", parallel.Clock()
+    folder, here = Path("runs") / f"base-{recipe.size}-{digest}", files.Clock()
     if not (folder / "model.pt").exists():
         model, spent = pretrain(recipe, world, folder / "pretrain.pt", stop)
-        parallel.write_json(folder / "config.json", dict(recipe=asdict(recipe)) | spent)
-        parallel.save_model(folder, model, world.tokenizer().words)
+        files.write_json(folder / "config.json", dict(recipe=asdict(recipe)) | spent)
+        weights.save_model(folder, model, world.tokenizer().words)
         (folder / "pretrain.pt").unlink(missing_ok=True)
     print(f"base model {folder}")
-    record = json.loads((folder / "config.json").read_text())
+    record = files.read_json(folder / "config.json")
     earlier = {k: max(0.0, record[k] - seconds) for k, seconds in here.seconds().items()}
-    return parallel.load_model(folder)[0], earlier
+    return weights.load_model(folder)[0], earlier
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""What holds a run up; it knows nothing of the method."""

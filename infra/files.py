@@ -1,0 +1,243 @@
+"""Files that outlive a process, and the ways in which it ends.
+
+Every write is atomic (temp file, fsync, rename): after a kill at any instant the file on disk is
+the old one or the new one, whole.  Standard library only: who needs no torch need not load it.
+"""
+
+import json
+import os
+import re
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+SIZE_LIMIT = 2**28  # bytes of a text or JSON file; Qwen3's tokenizer.json has 11 MB
+
+
+class UserError(ValueError):
+    """A mistake of the user's, or a file that is not what it should be: `main` prints its one line,
+    without a traceback."""
+
+
+def write_atomic(path: Path, data: bytes | Callable) -> None:
+    """Replace `path` by `data`, or by what `data(file)` writes, entirely or not at all.  UserError
+    when the disk refuses."""
+    path = Path(path)
+    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temp, "wb") as f:
+            data(f) if callable(data) else f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temp, path)
+        fsync(path.parent)  # the rename itself must survive a power cut
+    except BaseException as e:
+        temp.unlink(missing_ok=True)  # also after a second Ctrl-C: a checkpoint has gigabytes
+        if not isinstance(e, (OSError, RuntimeError)):  # torch.save has one for a full disk
+            raise
+        why = getattr(e, "strerror", None) or str(e).splitlines()[0]
+        raise UserError(f"cannot write {path}: {why}; what was there is untouched") from None
+
+
+def fsync(path: Path) -> None:
+    """Have a file or folder on the disk, should the power go."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def unique(pairs: list[tuple]) -> dict:
+    """For json's `object_pairs_hook`.  ValueError for a name twice: json keeps the last."""
+    if len(pairs) != len(dict(pairs)):
+        raise ValueError("a name stands twice in one object")
+    return dict(pairs)
+
+
+def parse_json(text: bytes) -> object:
+    """UTF-8 JSON.  ValueError, in a line, for anything else."""
+    try:
+        return json.loads(text.decode("utf-8-sig"), object_pairs_hook=unique)
+    except UnicodeDecodeError as e:
+        raise ValueError(f"is not UTF-8 at byte {e.start}") from None
+    except json.JSONDecodeError as e:
+        raise ValueError(f"is no JSON at character {e.pos}: {e.msg}") from None
+    except RecursionError:
+        raise ValueError("is nested too deep") from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file of at most SIZE_LIMIT bytes.  UserError where it cannot be read."""
+    try:
+        if os.path.getsize(path) > SIZE_LIMIT:
+            raise UserError(f"{path} is larger than {SIZE_LIMIT >> 20} MiB")
+        return Path(path).read_bytes()
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from None
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file.  UserError, naming the file, when it is anything else."""
+    try:
+        value = parse_json(read_bytes(path))
+    except UserError:
+        raise
+    except ValueError as e:
+        raise UserError(f"{path} {e}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is no JSON object")
+    return value
+
+
+def write_json(path: Path, record: dict) -> None:
+    """A JSON file, atomically, one key a line."""
+    write_atomic(path, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def read_config(folder: Path, kind: type) -> dict:
+    """A run's config.json, which has exactly the fields of `kind` but for out and resume."""
+    path = Path(folder) / "config.json"
+    found, known = read_json(path), {f.name for f in fields(kind)} - {"out", "resume"}
+    if odd := found.keys() ^ known:
+        raise UserError(f"{path}: unknown or missing: {', '.join(sorted(odd))}; another version's?")
+    return found
+
+
+def claim(folder: Path, mine: dict, write: bool = True) -> None:
+    """Note what is done in a folder as its config.json, or find the same there.  UserError when
+    something else was done there, whose files would be overwritten."""
+    path = folder / "config.json"
+    if path.exists():
+        theirs = read_json(path)
+        if odd := theirs.keys() ^ mine.keys():
+            names = ", ".join(sorted(odd))
+            raise UserError(f"{path}: unknown or missing: {names}; another version's, or no run's?")
+        other = [f"--{k} {theirs[k]} there, {mine[k]} here" for k in mine if mine[k] != theirs[k]]
+        if other:
+            what = f"{folder} was made with other flags ({'; '.join(other)})"
+            raise UserError(f"{what}; choose another --out")
+    elif write:
+        write_json(path, mine)
+    elif any(folder.glob("[!.]*")):
+        raise UserError(f"{folder} holds files but no config.json of ours; choose another --out")
+
+
+def command(program: str, work: Callable[[list[str]], int], argv: list[str]) -> int:
+    """The exit status of a command line: what `work(argv)` returns, 2 after one line about a
+    mistake, 130 when it was stopped."""
+    try:
+        return work(argv)
+    except UserError as e:
+        why = str(e)
+    except OSError as e:  # of a log, where an append cannot be atomic: going on drops a half line
+        why = f"{e.filename or 'a log'}: {e.strerror}"
+    except RuntimeError as e:  # infra/memory.py's table is an estimate
+        if not re.search("out of memory|allocate memory|overflow", str(e)):
+            raise
+        why = f"{str(e).splitlines()[0]}: lower --rows or --microbatch, or --recompute"
+    except KeyboardInterrupt:
+        print(f"\nstopped; to continue: python {program} {shlex.join(argv)}", file=sys.stderr)
+        return 130
+    print(f"{program}: {why}", file=sys.stderr)
+    return 2
+
+
+def stop_on_signal() -> Callable[[], bool]:
+    """A function that says whether Ctrl-C or SIGTERM came; a second one stops at once, unsaved."""
+    caught = []
+
+    def note(number: int, _) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+        os.write(2, b"\nstopping after this step\n")  # print may be interrupted by itself
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+    return lambda: bool(caught)
+
+
+class Clock:
+    """CPU and wall seconds since it was made, and those that were added to it; `of_process`: since
+    the process began."""
+
+    def __init__(self, of_process: bool = False):
+        self.cpu, self.wall = time.process_time(), time.perf_counter()
+        if of_process:  # what it did until now took about as long on the wall
+            self.add(self.cpu, self.cpu)
+
+    def add(self, cpu_seconds: float, wall_seconds: float) -> "Clock":
+        self.cpu, self.wall = self.cpu - cpu_seconds, self.wall - wall_seconds
+        return self
+
+    def seconds(self) -> dict[str, float]:
+        cpu, wall = time.process_time() - self.cpu, time.perf_counter() - self.wall
+        return dict(cpu_seconds=cpu, wall_seconds=wall)
+
+
+class Log:
+    """metrics.jsonl, a line a step, and the loggers that get the same lines."""
+
+    def __init__(self, folder: Path, wandb: bool, tensorboard: bool):
+        self.folder, self.path = folder, folder / "metrics.jsonl"
+        self.also = loggers(folder, wandb, tensorboard)
+
+    def cut(self, n: int) -> None:
+        """Keep the first `n` lines, atomically; a half-written last line goes too."""
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        write_atomic(self.path, b"".join(lines[:n]))
+
+    def __enter__(self) -> "Log":
+        self.file = open(self.path, "a")
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.file.close()
+
+    def write(self, line: dict) -> None:
+        """Append a line, and give it to the loggers; its numbers must be finite."""
+        self.file.write(json.dumps(line, allow_nan=False) + "\n")
+        self.file.flush()
+        for write in self.also:
+            write(line)
+
+    def sync(self) -> None:
+        """Have every line on the disk."""
+        os.fsync(self.file.fileno())
+
+
+def loggers(folder: Path, wandb: bool, tensorboard: bool) -> list[Callable[[dict], None]]:
+    """Functions that log a line of metrics elsewhere as well.  UserError when one was asked for
+    whose package is not installed, or refuses to start."""
+    out, name = [], ""
+    try:
+        if wandb:
+            name = "wandb"
+            import wandb as library
+
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            run = library.init(project="fork-gpt", name=Path(folder).name, dir=folder)
+            out.append(lambda line: run.log(line, step=line["step"]))
+        if tensorboard:
+            name = "tensorboard"
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(folder)
+
+            def write(line: dict) -> None:
+                for key, value in line.items():
+                    writer.add_scalar(key, value, line["step"])
+                writer.flush()  # its thread dies with the process, and what it holds with it
+
+            out.append(write)
+    except ImportError:  # also torch's own, for a tensorboard that is too old
+        raise UserError(f"--{name}: not installed, or too old: pip install -U {name}") from None
+    except Exception as e:  # wandb's own kinds: not logged in, no network
+        raise UserError(f"--{name}: {(str(e) or repr(e)).splitlines()[0]}") from None
+    return out

@@ -1,0 +1,139 @@
+"""A config is one dataclass; it is the command line, its --help and its checks.
+
+    class Config:
+        rho: float = flag(0.2, "share of tokens kept", "(0, 1]", needs="keep top bottom random")
+
+gives `--rho`, refuses `--rho 2` with the range, and `--keep all --rho 0.1` because nothing would
+read it.  What is wrong with a command line is a UserError of one line.
+"""
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import Field, field, fields
+from typing import Any, NoReturn
+
+from infra.files import UserError
+
+KINDS = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
+
+
+def flag(default: Any, text: str, allowed: str = "", *, group: str = "", needs: str = "") -> Any:
+    """A config field: its default and its line of --help.
+
+    `allowed`: the words it may be, "adamw sgd", or the interval it is in, "(0, 1]".  `group`: the
+    heading of it and of the fields after it.  `needs`: who reads it, "data" (only if --data is
+    given), "no data", or "keep top bottom" (only if --keep is one of these).
+    """
+    about = dict(text=text, allowed=allowed, group=group, needs=needs)
+    return field(default=default, metadata=about)
+
+
+def option(name: str) -> str:
+    """A field's name as it stands on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def typed(given: dict) -> list[str]:
+    """Flags by field name as they are typed."""
+    return [option(k) if v is True else f"{option(k)}={v}" for k, v in given.items()]
+
+
+def rule(f: Field) -> str:
+    """What the field's value must be beside its type, in words; "" for anything."""
+    allowed = f.metadata["allowed"]
+    if type(f.default) is str:
+        return f"one of {', '.join(allowed.split())}" if allowed else ""
+    endless = re.fullmatch(r"([(\[])(\S+), inf\)", allowed)
+    if not endless:
+        return f"in {allowed}" if allowed else ""
+    return f"{'at least' if endless[1] == '[' else 'above'} {endless[2]}"
+
+
+def check_value(f: Field, value: Any) -> None:
+    """UserError unless the field may have this value."""
+    kind, allowed = type(f.default), f.metadata["allowed"]
+    good = type(value) is kind
+    if good and allowed and kind is str:
+        good = value in (*allowed.split(), f.default)
+    elif good and allowed:
+        low, high = map(float, allowed[1:-1].split(","))
+        good = value > low if allowed[0] == "(" else value >= low
+        good = good and (value < high if allowed[-1] == ")" else value <= high)
+    if not good:
+        must = ", ".join(filter(None, (KINDS[kind], rule(f))))
+        raise UserError(f"{option(f.name)} {value!r}: it must be {must}")
+
+
+def check_read(config: Any, f: Field) -> None:
+    """UserError when the flags are not there without which a field is not read."""
+    name, *words = f.metadata["needs"].split()
+    if name == "no":
+        read, why = not getattr(config, words[0]), f"{option(words[0])} is given"
+    elif words:
+        read, why = getattr(config, name) in words, f"it needs {option(name)} {' or '.join(words)}"
+    else:
+        read, why = bool(getattr(config, name)), f"it needs {option(name)}"
+    if not read:
+        raise UserError(f"{option(f.name)} would be ignored: {why}")
+
+
+def check(config: Any) -> None:
+    """UserError for a value that its field may not have (a config.json is read without `parse`),
+    and for one that was changed where nothing would read it."""
+    for f in fields(config):
+        check_value(f, getattr(config, f.name))
+        if f.metadata["needs"] and getattr(config, f.name) != f.default:
+            check_read(config, f)
+
+
+def check_rules(config: Any, rules: list[tuple[str, bool, str]]) -> None:
+    """UserError for the first (field, is it good, what it must be) that is not good."""
+    for name, good, text in rules:
+        if not good:
+            raise UserError(f"{option(name)} {getattr(config, name)!r}: it must be {text}")
+
+
+def parse(kinds: Sequence[type], argv: Sequence[str], program: str, doc: str) -> dict:
+    """The flags of these dataclasses that were given, by field name.  UserError for an unknown flag
+    or a value that its field may not have.  --help prints them all and exits."""
+    if {"-h", "--help"} & set(argv):
+        print(help_text(kinds, doc))
+        raise SystemExit
+    parser = argparse.ArgumentParser(prog=program, add_help=False, allow_abbrev=False)
+
+    def fail(message: str) -> NoReturn:
+        raise UserError(f"{message}; python {program} --help lists the flags")
+
+    parser.error = fail
+    known = {f.name: f for kind in kinds for f in fields(kind)}
+    for name, f in known.items():
+        bare = dict(action="store_const", const=True) if type(f.default) is bool else {}
+        parser.add_argument(option(name), **bare)
+    given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
+    for name, text in given.items():
+        try:
+            given[name] = type(known[name].default)(text)
+        except ValueError:
+            pass  # the text itself is refused now
+        check_value(known[name], given[name])
+    return given
+
+
+def take(kind: type, given: dict) -> Any:
+    """A dataclass of those flags that are its own; they leave `given`.  UserError as by `check`."""
+    config = kind(**{f.name: given.pop(f.name) for f in fields(kind) if f.name in given})
+    check(config)
+    return config
+
+
+def help_text(kinds: Sequence[type], doc: str) -> str:
+    """Every flag with its default, its line and what it may be, by group."""
+    lines = [doc.strip(), ""]
+    for f in (f for kind in kinds for f in fields(kind)):
+        if f.metadata["group"]:
+            lines.append(f"{f.metadata['group']}:")
+        default = "" if f.default is False else str(f.default)
+        text = "; ".join(filter(None, (f.metadata["text"], rule(f).removeprefix("one of "))))
+        lines.append(f"  {option(f.name):16} {default:9} {text}")
+    return "\n".join(lines)

@@ -1,0 +1,404 @@
+"""Weights in and out: our own files, one `torch.save` each, and published Qwen3 folders.
+
+`from_pretrained` and `save_pretrained` read and write config.json and safetensors files as
+transformers does.  What is refused is a UserError of one line that names the file.
+"""
+
+import json
+import math
+import os
+import platform
+import re
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, astuple, fields
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from infra.files import UserError, fsync, parse_json, read_json, write_atomic
+from model import Shape, Transformer
+
+
+def device(name: str) -> torch.device:
+    """`auto`, the best there is, or one by name.  UserError when this machine has none."""
+    there = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
+    name = next(k for k in there if there[k]) if name == "auto" else name
+    if not there[name]:
+        raise UserError(f"--device {name}: this machine or this build of torch has none; try auto")
+    return torch.device(name)
+
+
+def hardware(device: torch.device) -> str:
+    """The GPU's or the processor's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    found = re.search(r"model name\s*: (.*)", info)
+    return found[1] if found else platform.machine()
+
+
+# ---------------------------------------------------------------------- our own files
+
+
+def save(path: Path, state: dict) -> None:
+    """Write a dict of tensors, numbers and strings, atomically."""
+    write_atomic(path, lambda f: torch.save(state, f))
+
+
+def load(path: Path, device: str | torch.device = "cpu") -> dict:
+    """Read what `save` wrote; no code in the file is run.  UserError when it is missing or
+    damaged."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"no checkpoint at {path}") from None
+    except Exception:  # a damaged file raises anything: struct.error, IndexError, UnpicklingError
+        raise UserError(f"{path} is damaged; delete it to start again without it") from None
+
+
+def save_parts(path: Path, parts: dict, more: dict) -> None:
+    """A checkpoint: the states of modules, optimizers and generators by name, and `more` numbers
+    and texts."""
+    state = {}
+    for name, part in parts.items():
+        state[name] = part.get_state() if hasattr(part, "get_state") else part.state_dict()
+    save(path, state | more)
+
+
+def load_parts(path: Path, parts: dict, device: str | torch.device) -> dict:
+    """Give `parts` the states that `save_parts` wrote; everything else in the file is returned.
+    UserError when it is damaged or of another shape."""
+    saved = load(path, device)
+    try:
+        for name, part in parts.items():
+            state = saved.pop(name)
+            part.set_state(state.cpu()) if hasattr(part, "set_state") else part.load_state_dict(
+                state
+            )
+    except (KeyError, RuntimeError, TypeError, ValueError) as e:
+        why = str(e).splitlines()[0]
+        raise UserError(f"{path} does not belong to this configuration: {why}") from None
+    return saved
+
+
+def save_model(folder: Path, model: Transformer, words: Sequence[str]) -> None:
+    """A small-world model with its vocabulary as FOLDER/model.pt."""
+    config, weights = asdict(model.shape), model.state_dict()
+    save(Path(folder) / "model.pt", dict(config=config, words=list(words), weights=weights))
+
+
+def load_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Transformer, list[str]]:
+    """The model that `save_model` wrote and the words of its tokenizer.  UserError when missing or
+    damaged."""
+    path = Path(folder) / "model.pt"
+    saved = load(path, device)
+    try:
+        model = Transformer(Shape(**saved["config"])).to(device)
+        model.load_state_dict(saved["weights"])
+        return model, saved["words"]
+    except (KeyError, TypeError, RuntimeError) as e:
+        raise UserError(f"{path} does not hold a model: {str(e).splitlines()[0]}") from None
+
+
+def save_snapshot(folder: Path, step: int, model: Transformer) -> None:
+    """The weights after `step` steps as FOLDER/snapshots/STEP.pt, for the study."""
+    weights = model.state_dict()
+    save(Path(folder) / "snapshots" / f"{step:06}.pt", dict(step=step, weights=weights))
+
+
+# ---------------------------------------------------------------------- published folders
+
+HEADER_LIMIT = 100_000_000  # bytes of a safetensors header
+PIECE = 2**24  # bytes of a weight file in memory at a time, beside the weights themselves
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# config.json: the names of Shape's fields, in their order
+KEYS = (
+    "hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+    "intermediate_size vocab_size tie_word_embeddings rope_theta rms_norm_eps"
+).split()
+# what else it may say, and the one value that is implemented here
+ONLY = dict(model_type="qwen3", hidden_act="silu", attention_bias=False, use_sliding_window=False)
+ABSENT = dict.fromkeys(("rope_scaling", "quantization_config", "num_experts"))
+
+
+class Entry(NamedTuple):
+    """A tensor in a file: its bytes start at `begin`."""
+
+    path: Path
+    begin: int
+    dtype: torch.dtype
+    shape: list[int]
+
+
+def read_shape(path: Path) -> Shape:
+    """A published config.json.  UserError for what is wrong and for what this file lacks."""
+    raw = {"model_type": None} | read_json(path)
+    for key, only in (ONLY | ABSENT).items():
+        if raw.get(key, only) != only:
+            raise UserError(f"{path}: {key} {raw[key]!r:.90} is not supported, only {only!r}")
+    # the published folders have rope_theta at the top, transformers 5 puts it in rope_parameters
+    rope = raw.get("rope_parameters") or {}
+    plain = isinstance(rope, dict) and not rope.keys() - {"rope_type", "rope_theta"}
+    if not plain or rope.get("rope_type", "default") != "default":
+        raise UserError(f"{path}: rope_parameters {rope!r:.90} is not supported, only rope_theta")
+    theta = raw.setdefault("rope_theta", rope.get("rope_theta"))
+    if rope.get("rope_theta", theta) != theta:
+        raise UserError(f"{path}: two values of rope_theta")
+    values = [raw.get(key) for key in KEYS]
+    for key, x, field in zip(KEYS, values, fields(Shape), strict=True):
+        kind = field.type
+        if type(x) is not kind and not (kind is float and type(x) is int):  # a bool is no int
+            raise UserError(f"{path}: {key} is {x!r:.90}, a {kind.__name__} expected")
+        if kind is not bool and not 0 < x <= (2**20 if kind is int else 1e30):
+            raise UserError(f"{path}: {key} is {x!r:.90}, no model has that")
+    shape = Shape(*(f.type(x) for f, x in zip(fields(Shape), values, strict=True)))
+    if shape.n_head % shape.n_kv_head or shape.head_dim % 2:
+        raise UserError(f"{path}: key-value heads must divide the heads, and 2 the head_dim")
+    if raw.get("layer_types") not in (None, ["full_attention"] * shape.n_layer):
+        raise UserError(f"{path}: layer_types is not full_attention in every layer")
+    return shape
+
+
+def read_header(path: Path) -> dict[str, Entry]:
+    """The tensors of a safetensors file.  UserError unless they cover its data exactly once."""
+    try:
+        with open(path, "rb") as f:
+            size = os.fstat(f.fileno()).st_size
+            length = int.from_bytes(f.read(8), "little")
+            if size < 8 or length > min(HEADER_LIMIT, size - 8):
+                raise ValueError(f"is truncated or not what its name says ({size} bytes)")
+            header, start = parse_json(f.read(length)), 8 + length
+        if not isinstance(header, dict):
+            raise ValueError("has a header that is no JSON object")
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from None
+    except ValueError as e:
+        raise UserError(f"{path} {e}") from None
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(x, str) for x in metadata.values()):
+        raise UserError(f"{path}: __metadata__ is not a map of strings")
+    entries, spans = {}, []
+    for name, e in header.items():
+        try:
+            dtype, shape, (begin, end) = DTYPES[e["dtype"]], e["shape"], e["data_offsets"]
+            numbers = all(type(x) is int and x >= 0 for x in (*shape, begin, end))
+            fits = numbers and end - begin == math.prod(shape) * dtype.itemsize
+            if not fits or not isinstance(shape, list) or len(e) != 3:
+                raise ValueError
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{path}: malformed tensor {name!r:.90}: {e!r:.120}") from None
+        entries[name] = Entry(path, start + begin, dtype, shape)
+        spans.append((begin, end))
+    covered = 0
+    for begin, end in [*sorted(spans), (size - start, 0)]:
+        if begin != covered:
+            raise UserError(f"{path}: data with a hole, an overlap or a wrong end at {covered}")
+        covered = end
+    return entries
+
+
+def some(names: Collection[str]) -> str:
+    """A few names for a message, quoted: a file may call its tensors anything."""
+    return ", ".join(f"{x!r:.90}" for x in sorted(names)[:3]) + ", ..." * (len(names) > 3)
+
+
+def read_entries(folder: Path) -> dict[str, Entry]:
+    """The tensors of the one weight file or of the shards in the index.  UserError."""
+    if (folder / SINGLE).exists() == (folder / INDEX).exists():
+        raise UserError(f"{folder}: exactly one of {SINGLE} and {INDEX} must be there")
+    if (folder / SINGLE).exists():
+        return read_header(folder / SINGLE)
+    shard_of = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(shard_of, dict):
+        raise UserError(f"{folder / INDEX}: no weight_map")
+    for file in shard_of.values():
+        if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+", file) or ".." in file:
+            raise UserError(f"{folder / INDEX}: {file!r:.90} is not the name of a file beside it")
+    entries = {}
+    for file in sorted(set(shard_of.values())):
+        found = read_header(folder / file)
+        if unlisted := [name for name in found if shard_of.get(name) != file]:
+            raise UserError(f"{folder / file} holds {some(unlisted)} against the index")
+        entries |= found
+    if absent := shard_of.keys() - entries.keys():
+        raise UserError(f"{folder / INDEX}: {some(absent)} not in the shard it names")
+    return entries
+
+
+def pieces(entry: Entry) -> Iterator[tuple[slice, Tensor]]:
+    """A tensor of a file, flat, a piece at a time.  Each piece has its own memory map: the pages of
+    one that stayed open would add up to a second copy of the weights."""
+    size, total = entry.dtype.itemsize, math.prod(entry.shape)
+    for i in range(0, total, PIECE // size):
+        j = min(total, i + PIECE // size)
+        begin, end = entry.begin + i * size, entry.begin + j * size
+        raw = torch.from_file(str(entry.path), size=end, dtype=torch.uint8)[begin:]
+        # the format aligns nothing, a clone is aligned
+        yield slice(i, j), (raw.clone() if begin % size else raw).view(entry.dtype)
+
+
+def from_pretrained(
+    folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> Transformer:
+    """The model of a published folder, single file or sharded, in `dtype` on `device`.
+
+    Every weight is copied once, out of the map: one that stayed mapped would change with the file,
+    and the alignment in the file would change the last bits of products.  UserError naming the
+    file when something is malformed, unsupported, missing, surplus, misshapen or not finite.
+    """
+    folder = Path(folder)
+    shape, entries = read_shape(folder / "config.json"), read_entries(folder)
+    if shape.n_layer > len(entries):  # before a model of that depth is built
+        raise UserError(f"{folder}: {shape.n_layer} layers, but {len(entries)} tensors")
+    with torch.device("meta"):
+        model = Transformer(shape)
+    state = model.state_dict()
+    # a tied folder may hold the shared matrix under both names, as the published 0.6B does
+    twin = entries.pop("lm_head.weight", None) if shape.tie_embeddings else None
+    if missing := state.keys() - entries.keys():
+        raise UserError(f"{folder}: missing tensors: {some(missing)}")
+    if surplus := entries.keys() - state.keys():
+        raise UserError(f"{folder}: surplus tensors: {some(surplus)}")
+    for name, p in state.items():
+        if (found := entries[name]).shape != list(p.shape):
+            want = f"by config.json {list(p.shape)}"
+            raise UserError(f"{found.path}: {name} is {found.shape}, {want}")
+    for name, p in state.items():
+        state[name] = torch.empty(p.shape, dtype=dtype, device=device)
+        for place, piece in pieces(entries[name]):
+            copied = state[name].view(-1)[place].copy_(piece)
+            if not torch.stack(copied.aminmax()).isfinite().all():  # both are NaN if one value is
+                raise UserError(f"{entries[name].path}: {name} has values that are not finite")
+    if twin:
+        embed = state["model.embed_tokens.weight"]
+        same = (torch.equal(embed.view(-1)[i], piece.to(embed)) for i, piece in pieces(twin))
+        if twin.shape != list(embed.shape) or not all(same):
+            raise UserError(f"{twin.path}: lm_head.weight is not the embedding it is tied to")
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """The tensors in `dtype`, byte for byte as the safetensors library writes them.  OSError."""
+    header, end = {"__metadata__": {"format": "pt"}}, 0  # transformers insists on "pt"
+    code = {value: key for key, value in DTYPES.items()}[dtype]
+    for name, p in sorted(tensors.items()):
+        begin, end = end, end + p.numel() * dtype.itemsize
+        header[name] = dict(dtype=code, shape=list(p.shape), data_offsets=[begin, end])
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    buffer = bytearray(PIECE)
+    with open(path, "wb") as f:
+        f.write(len(raw).to_bytes(8, "little") + raw)
+        for _, p in sorted(tensors.items()):
+            for piece in p.detach().flatten().split(PIECE // dtype.itemsize):
+                torch.frombuffer(buffer, dtype=dtype, count=len(piece)).copy_(piece)
+                f.write(memoryview(buffer)[: len(piece) * dtype.itemsize])
+
+
+def save_pretrained(
+    model: Transformer,
+    folder: str | Path,
+    shard_size: int = 5_000_000_000,
+    dtype: torch.dtype | None = None,
+    files: Iterable[str | Path] = (),
+    extra: dict | None = None,
+) -> None:
+    """Write what transformers and vLLM load: config.json, one weight file or shards of at most
+    `shard_size` bytes (a larger tensor has its own) with their index, and copies of `files`, the
+    tokenizer's.
+
+    `dtype` is that of the files, by default the model's; `extra` are more keys of config.json, such
+    as eos_token_id.  The folder appears under its name whole or not at all.  UserError when
+    something is there already, and when the disk or one of `files` refuses.
+    """
+    folder, dtype = Path(folder).resolve(), dtype or model.head_weight.dtype
+    temp = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    config = {**(extra or {}), **ONLY, **dict(zip(KEYS, astuple(model.shape), strict=True))}
+    config |= {"architectures": ["Qwen3ForCausalLM"], "dtype": str(dtype).removeprefix("torch.")}
+    config |= {"torch_dtype": config["dtype"]}  # its older name
+    config |= {"rope_parameters": dict(rope_type="default", rope_theta=model.shape.rope_theta)}
+    shards, room = [], 0
+    for name, p in model.state_dict().items():
+        size = p.numel() * dtype.itemsize
+        if size > room:
+            shards.append({})
+            room = shard_size
+        shards[-1][name] = p
+        room -= size
+    shard_of, texts = {}, {"config.json": config}
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(f"{folder} holds something already: name a new folder")
+        shutil.rmtree(temp, ignore_errors=True)
+        temp.mkdir(parents=True)
+        for i, shard in enumerate(shards, 1):
+            single = len(shards) == 1
+            file = SINGLE if single else f"model-{i:05}-of-{len(shards):05}.safetensors"
+            write_safetensors(temp / file, shard, dtype)
+            shard_of |= dict.fromkeys(shard, file)
+        if len(shards) > 1:
+            total = sum(p.numel() for p in model.parameters()) * dtype.itemsize
+            texts[INDEX] = {"metadata": {"total_size": total}, "weight_map": shard_of}
+        for name, value in texts.items():
+            (temp / name).write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+        for file in map(Path, files):
+            if (temp / file.name).exists():
+                raise UserError(f"{file}: the export has a file of that name")
+            shutil.copyfile(file, temp / file.name)
+        for path in (*temp.iterdir(), temp):
+            fsync(path)
+        os.rename(temp, folder)
+        fsync(folder.parent)
+    except BaseException as e:
+        shutil.rmtree(temp, ignore_errors=True)
+        if isinstance(e, OSError):
+            why = f"{e.strerror} {e.filename or ''}".rstrip()
+            raise UserError(f"cannot write {folder}: {why}") from None
+        raise
+
+
+# of a published folder: the settings that a Transformer does not keep, and the files beside it
+CARRIED = (
+    "bos_token_id pad_token_id max_position_embeddings max_window_layers "
+    "initializer_range attention_dropout use_cache"
+).split()
+COMPANIONS = (
+    "tokenizer.json tokenizer_config.json vocab.json merges.txt special_tokens_map.json "
+    "added_tokens.json chat_template.jinja"
+).split()
+
+
+def published(folder: str | Path) -> Path:
+    """The published folder meant: itself, or the one that a run exported."""
+    inner = Path(folder) / "model"
+    return inner if (inner / "config.json").exists() else Path(folder)
+
+
+def check_room(folder: str | Path, tokens: int) -> None:
+    """UserError when sequences of `tokens` have more positions than the published folder's model
+    was made for; a folder that says none has no limit."""
+    path = published(folder) / "config.json"
+    said = read_json(path) if path.exists() else {}
+    room = said.get("max_position_embeddings") or math.inf
+    if type(room) not in (int, float):
+        raise UserError(f"{path}: max_position_embeddings is {room!r:.90}, a number expected")
+    if tokens > room:
+        raise UserError(f"--max-prompt + --max-new is {tokens}, but {folder} has {room} positions")
+
+
+def export(model: Transformer, source: str | Path, folder: Path, eos: int) -> None:
+    """Write the model as a published folder, with the tokenizer files and the settings of the one
+    it came from, but for `eos`, the token at which it has learned to end.  One that is there
+    already is left: the run that wrote it had ended."""
+    source = published(source)
+    if folder.exists():
+        return
+    config = read_json(source / "config.json")
+    extra = {k: config[k] for k in CARRIED if k in config} | dict(eos_token_id=eos)
+    files = [source / name for name in COMPANIONS if (source / name).exists()]
+    save_pretrained(model, folder, files=files, extra=extra)

@@ -1,0 +1,310 @@
+"""How good a model is: k samples of every problem, graded, each kept.
+
+    python fork_gpt.py --eval --model runs/x --data aime24.jsonl,amc23.jsonl --k 32
+    python fork_gpt.py --eval --model runs/x --k 16        # the small world's test problems
+
+Of one problem with n = k responses, c of them right:
+
+    avg@k        c / n: the chance that one response is right; the paper's accuracy (avg@16)
+    pass@j       1 - C(n-c, j) / C(n, j): the chance that at least one of j is right, without bias
+                 for j <= k (Chen et al. 2021); pass@1 is avg@k
+    maj@k        1 if the answer that most responses give is right.  Of equally frequent answers the
+                 first seen is taken; a response without an answer has no vote
+    length       mean response tokens, the end-of-text token included
+    truncated    share of responses cut at --max-new
+    arithmetic   small world: true share of the statements "a op b = c" (problems with any)
+
+The table has the mean over a set's problems and, in brackets, its 95% bootstrap interval over
+problems; it is about the choice of problems and says nothing of other training seeds.  A set of one
+problem has none.  `average` is the mean of the sets, each weighing the same.
+
+OUT/SET.jsonl has a line for every response, OUT/results.json and OUT/results.md the table.  The
+sampling of a batch of problems depends on (--seed, set, place of its first problem) and the config
+alone, so an evaluation that was stopped or killed goes on by the same command, bit for bit: the
+batches that are whole on disk are kept, the others are sampled again.
+"""
+
+import hashlib
+import json
+import math
+import os
+import random
+import shlex
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from fork_gpt import Config
+from infra import files, flags, weights
+from infra.files import UserError
+from infra.flags import flag
+from model import Transformer
+from rollout import Sampling
+from tasks.ask import World, ask, fitting, interval, open_world
+from tasks.maths import read_problems
+
+# the flags of a run that an evaluation reads; what the run's config.json says is their default
+ANYWHERE = "model out seed device threads dtype rows max_new temperature".split()
+MATHS = "data template verifier max_prompt skip_bad".split()
+SMALL = "n_numbers max_number max_value ops".split()
+INHERITED = "dtype rows max_new template verifier n_numbers max_number max_value ops".split()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What --eval takes beside the flags of the model, its problems and the machine."""
+
+    eval: bool = flag(False, "measure a model: avg@k, pass@k, maj@k", group="--eval")
+    k: int = flag(16, "responses to each problem", "[1, inf)", needs="eval")
+    top_p: float = flag(1.0, "draw from the likeliest tokens of this total", "(0, 1]", needs="eval")
+    limit: int = flag(0, "problems of each set at most; 0 is all", "[0, inf)", needs="eval")
+    split: str = flag("test", "problems of the small world", "val test", needs="eval")
+
+
+# ---------------------------------------------------------------------- what the numbers mean
+
+
+def pass_at(n: int, c: int, j: int) -> float:
+    """1 - C(n-c, j) / C(n, j): the chance that j of n responses, c of them right, hold a right one.
+
+    1 <= j <= n.  Exact integers, one division: correctly rounded whatever n is."""
+    return (math.comb(n, j) - math.comb(n - c, j)) / math.comb(n, j)
+
+
+def majority(answers: list[str | None], grades: list[float]) -> float:
+    """The grade of the most frequent answer, the first seen of those that tie; None has no vote.
+
+    Responses are exchangeable, so "first seen" is a fair draw among ties.  0 without any answer."""
+    votes = Counter(a for a in answers if a is not None)  # in the order of first sight
+    return grades[answers.index(max(votes, key=votes.get))] if votes else 0.0
+
+
+def score(records: list[dict], world: World) -> dict[str, float | None]:
+    """All responses to one problem, in order -> its value of every metric, None where it has
+    none."""
+    n, c = len(records), round(sum(r["grade"] for r in records))
+    js = sorted({2**i for i in range(n.bit_length())} | {n})  # 1, 2, 4, .. and n
+    said = [r["answer"] for r in records]
+    out = {f"avg@{n}": c / n, f"maj@{n}": majority(said, [r["grade"] for r in records])}
+    out |= {f"pass@{j}": pass_at(n, c, j) for j in js}
+    out["length"] = sum(r["tokens"] for r in records) / n
+    out["truncated"] = sum(not r["finished"] for r in records) / n
+    true = [ok for r in records for ok in world.statements(r["text"])]
+    out["arithmetic"] = sum(true) / len(true) if true else None
+    return out
+
+
+def summarise(scores: list[dict]) -> dict[str, dict]:
+    """Scores of a set's problems -> of each metric the `mean` and its 95% `interval` over problems,
+    None for fewer than two.  A metric that no problem has is left out."""
+    out = {}
+    for metric in scores[0] if scores else ():
+        x = [s[metric] for s in scores if s[metric] is not None]
+        if x:
+            out[metric] = dict(mean=sum(x) / len(x), interval=interval(x) if len(x) > 1 else None)
+    return out
+
+
+def set_table(sets: dict[str, dict]) -> str:
+    """A markdown table, aligned: a row for every count and metric, a column for every set."""
+
+    def cell(metric: str, found: dict | None) -> str:
+        if found is None:
+            return "-"
+        form = "{:,.1f}" if metric == "length" else "{:.3f}"
+        interval = ", ".join(form.format(x) for x in found["interval"] or ())
+        return form.format(found["mean"]) + (f" [{interval}]" if interval else "")
+
+    metrics = list(dict.fromkeys(m for s in sets.values() for m in s["metrics"]))
+    rows = [["", *sets], ["---"] * (1 + len(sets))]
+    rows += [[n, *(str(s.get(n, "")) for s in sets.values())] for n in ("problems", "too long")]
+    rows += [[m, *(cell(m, s["metrics"].get(m)) for s in sets.values())] for m in metrics]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = [[x.ljust(w) for x, w in zip(row, widths, strict=True)] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in padded)
+
+
+# ---------------------------------------------------------------------- sampling, and going on
+
+
+def sample_batch(
+    model: Transformer,
+    world: World,
+    name: str,
+    first: int,
+    problems: list,
+    c: Config,
+    e: Evaluation,
+) -> list[dict]:
+    """k responses to each of `problems`, which stand from place `first` on in set `name`: a record
+    each, problem after problem."""
+    seed = random.Random(f"{c.seed}/{name}/{first}").getrandbits(63)
+    generator = torch.Generator(model.head_weight.device).manual_seed(seed)
+    # no more than --rows at once, even of one problem: its k responses in equal groups of G
+    G = max(g for g in range(1, min(e.k, c.rows) + 1) if e.k % g == 0)
+    repeated = [p for p in problems for _ in range(e.k // G)]
+    how = Sampling(c.temperature, top_p=e.top_p)
+    samples, texts, rewards = ask(model, world, repeated, G, c.max_new, how, generator, c.rows)
+    records, lengths, finished = [], samples.lengths().tolist(), samples.finished.tolist()
+    for i, (text, grade) in enumerate(zip(texts, rewards.tolist(), strict=True)):
+        p = problems[i // e.k]
+        question, gold = world.asked(p)
+        place = dict(problem=first + i // e.k, sample=i % e.k, name=world.name(p))
+        place |= dict(question=question, gold=gold, text=text)
+        found = dict(answer=world.answer(p, text), grade=grade)
+        records.append(place | dict(tokens=lengths[i], finished=finished[i]) | found)
+    return records
+
+
+def scores_on_disk(path: Path, n: int, per: int, world: World, k: int) -> list[dict]:
+    """Scores of the first problems of `path` whose batches of `per` (the set has `n` problems) are
+    whole; the file is cut after them.  One problem is in memory at a time."""
+    scores, group, size, kept, kept_size = [], [], 0, 0, 0
+    with open(path, "a+b") as f:
+        f.seek(0)
+        for line in f:
+            size += len(line)
+            try:
+                group.append(json.loads(line))
+                here = len(scores), len(group) - 1
+                if (group[-1]["problem"], group[-1]["sample"]) != here or line[-1:] != b"\n":
+                    break
+                if len(group) == k:
+                    scores.append(score(group, world))
+                    group = []
+            except (ValueError, KeyError, TypeError):
+                break  # what a kill left: this batch is sampled again
+            if not group and (len(scores) % per == 0 or len(scores) == n):
+                kept, kept_size = len(scores), size
+        f.truncate(kept_size)
+    return scores[:kept]
+
+
+def evaluate_set(
+    model: Transformer,
+    world: World,
+    path: Path,
+    problems: list,
+    c: Config,
+    e: Evaluation,
+    stop: Callable[[], bool],
+) -> list[dict]:
+    """The scores of one set's problems; appends to `path` what is not there yet, a batch at a time.
+    KeyboardInterrupt, between batches, when `stop()`."""
+    per = max(1, c.rows // e.k)
+    scores = scores_on_disk(path, len(problems), per, world, e.k)
+    tokens, start = 0, time.perf_counter()
+    bar = tqdm(total=len(problems), initial=len(scores), desc=path.stem, unit="problem")
+    with bar, open(path, "ab") as f:
+        while len(scores) < len(problems):
+            if stop():
+                raise KeyboardInterrupt
+            first = len(scores)
+            part = problems[first : first + per]
+            records = sample_batch(model, world, path.stem, first, part, c, e)
+            f.write(b"".join(json.dumps(r).encode() + b"\n" for r in records))
+            f.flush()
+            os.fsync(f.fileno())
+            groups = (records[i : i + e.k] for i in range(0, len(records), e.k))
+            scores += [score(group, world) for group in groups]
+            tokens += sum(r["tokens"] for r in records)
+            right = sum(s[f"avg@{e.k}"] for s in scores) / len(scores)
+            rate = tokens / (time.perf_counter() - start)
+            bar.set_postfix_str(f"avg@{e.k} {right:.3f}, {rate:,.0f} tok/s", refresh=False)
+            bar.update(len(part))
+    return scores
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def open_sets(
+    c: Config, e: Evaluation
+) -> tuple[Transformer, World, dict[str, list], dict[str, int]]:
+    """(model, world, the problems of every set, how many of each set were too long)."""
+    sets = {}
+    for path in c.data.split(",") if c.data else ():
+        sets[Path(path).stem], counts = read_problems([path], c.skip_bad)
+        print(f"{path}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
+    model, world = open_world(c, weights.device(c.device), getattr(torch, c.dtype))
+    if not c.data:
+        sets = {f"countdown-{e.split}": world.splits()[e.split]}
+    dropped = {}
+    for name, problems in sets.items():
+        fit = fitting(world, problems, c.max_prompt)
+        sets[name], dropped[name] = fit[: e.limit or None], len(problems) - len(fit)
+    return model, world, sets, dropped
+
+
+def run(c: Config, e: Evaluation, command: str, stop: Callable[[], bool]) -> dict:
+    """The whole evaluation; returns, prints and writes the table.  `command` is noted there."""
+    torch.set_num_threads(c.threads)
+    model, world, sets, dropped = open_sets(c, e)
+    folder = Path(c.out or f"runs/eval-{Path(c.model).resolve().name}-{'-'.join(sets)}-k{e.k}")
+    device = model.head_weight.device
+    # the same paths may come to hold a model trained further, or other problems
+    head = model.head_weight.detach().contiguous().view(torch.uint8).cpu().numpy()
+    digests = {"weights": head, "problems": repr(sets).encode()}
+    mine = {k: getattr(c, k) for k in (*ANYWHERE, *MATHS, *SMALL) if k != "out"} | asdict(e)
+    mine |= {k: hashlib.sha256(v).hexdigest()[:16] for k, v in digests.items()}
+    files.claim(folder, mine | dict(device=str(device)))
+    print(f"results in {folder}; responses of at most {c.max_new:,} tokens")
+    found = {}
+    for name, problems in sets.items():
+        scores = evaluate_set(model, world, folder / f"{name}.jsonl", problems, c, e, stop)
+        counts = {"problems": len(problems), "too long": dropped[name]}
+        found[name] = counts | dict(metrics=summarise(scores))
+    means = [s["metrics"] for s in found.values() if s["metrics"]]
+    if len(sets) > 1 and means:
+        mean = {m: sum(x[m]["mean"] for x in means) / len(means) for m in means[0]}
+        found["average"] = dict(metrics={m: dict(mean=x, interval=None) for m, x in mean.items()})
+    facts = dict(command=command, model=c.model, seed=c.seed, torch=torch.__version__)
+    facts["hardware"] = f"{weights.hardware(device)}; {c.dtype}, threads {c.threads}"
+    files.write_json(folder / "results.json", dict(sets=found) | facts)
+    text = set_table(found) + "\n\nIn brackets: 95% bootstrap interval over problems.\n"
+    page = f"# Evaluation of {c.model}\n\n{text}\n"
+    page += "".join(f"- {k}: `{v}`\n" for k, v in facts.items())
+    files.write_atomic(folder / "results.md", page.encode())
+    print(f"\n{text}Everything is in {folder}")
+    return found
+
+
+def configure(e: Evaluation, given: dict) -> Config:
+    """The flags that were given -> what to evaluate; UserError for one that is not read, or out of
+    range."""
+    read = ANYWHERE + ["data"] + (MATHS if given.get("data") else SMALL)
+    if unread := [k for k in given if k not in read]:
+        whose = "--eval does not read it" + ", or not without --data" * (unread[0] in MATHS)
+        whose += ", or not with --data" * (unread[0] in SMALL)
+        raise UserError(f"{flags.option(unread[0])} would be ignored: {whose}")
+    path = Path(given.get("model", "")) / "config.json"
+    run = files.read_json(path) if path.exists() else {}
+    if "model_type" in run:  # a published model's; it says a dtype as well
+        run = {}
+    inherited = {k: run[k] for k in INHERITED if k in run and k in read}
+    longest = dict(max_new=20480) if given.get("data") else {}
+    c = Config(**longest | inherited | given)
+    flags.check(c)
+    names = [Path(p).stem for p in c.data.split(",")]
+    rules = [
+        ("model", bool(c.model), "given: the folder to evaluate"),
+        ("data", not c.data or all(names), "file names between its commas"),
+        ("data", len(set(names)) == len(names), "files of different names: they name the sets"),
+        ("data", "average" not in names, "files of another name: average is a column of its own"),
+    ]
+    flags.check_rules(c, rules)
+    greedy = ("k", e.k == 1 or c.temperature > 0, "1 at temperature 0: greedy responses are equal")
+    flags.check_rules(e, [greedy])
+    return c
+
+
+def main(e: Evaluation, given: dict, argv: list[str]) -> int:
+    """`fork_gpt.py --eval`.  UserError for a mistake of the user's."""
+    c = configure(e, given)
+    run(c, e, f"python fork_gpt.py {shlex.join(argv)}", files.stop_on_signal())
+    return 0

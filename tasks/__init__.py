@@ -1,0 +1,1 @@
+"""Where problems, words and rewards come from."""

@@ -1,0 +1,269 @@
+"""Asking a model: open it and its task, draw problems, sample responses, grade them, describe them.
+
+`ask` is the one place where prompts become graded responses, for training, measuring, evaluating
+and the study alike.  `open_task` is the one place where flags become a model and problems.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from infra.files import UserError
+from infra.weights import check_room, from_pretrained, load_model, published
+from model import Transformer
+from rollout import Rollout, Sampling, colour_trace, generate
+from tasks import pretrain
+from tasks.countdown import Countdown
+from tasks.maths import TEMPLATES, Maths, read_problems, split_by_hash
+from tasks.tokenizer import Tokenizer, qwen_tokenizer, word_tokenizer
+
+World = Countdown | Maths
+PERCENTILES = (5, 25, 50, 75, 80, 85, 90, 95, 99)
+
+
+def draw(problems: Sequence, seed: int, position: int, n: int) -> list:
+    """`n` problems from `position` on in an endless order, a fresh permutation every epoch.  A
+    function of its arguments alone: the position is all that a resumed run needs."""
+    out = []
+    while len(out) < n:
+        epoch, i = divmod(position + len(out), len(problems))
+        order = Random(f"{seed}/{epoch}").sample(problems, len(problems))
+        out += order[i : i + n - len(out)]
+    return out
+
+
+def ask(
+    model: Transformer,
+    world: World,
+    problems: Sequence,
+    k: int,
+    max_new: int,
+    how: Sampling = Sampling(),
+    generator: torch.Generator | None = None,
+    rows: int = 512,
+    starts: Sequence[list[int]] | None = None,
+    progress: bool = False,
+) -> tuple[Rollout, list[str], Tensor]:
+    """k responses to each problem: the samples, their texts, their rewards (B,) fp32, 1 or 0.
+
+    `starts`, a list of ids for each problem, are beginnings of responses that are continued; they
+    are part of the text and count towards `max_new`.  UserError where the model has no
+    probabilities.
+    """
+    tokenizer, starts = world.tokenizer(), starts or [[]] * len(problems)
+    prompts = [world.encode(p) + start for p, start in zip(problems, starts, strict=True)]
+    room = max_new - min(map(len, starts))
+    samples = generate(model, prompts, k, room, tokenizer.eos, how, generator, rows, progress)
+    if not (samples.logprobs.isfinite().all() and samples.entropy.isfinite().all()):
+        raise UserError("the model's probabilities are not finite: damaged weights, or a high --lr")
+    ids = enumerate(samples.responses())
+    texts = [tokenizer.decode((starts[i // k] + response)[:max_new]) for i, response in ids]
+    rewards = torch.tensor([world.reward(problems[i // k], text) for i, text in enumerate(texts)])
+    return samples, texts, rewards
+
+
+def measure(
+    model: Transformer,
+    world: World,
+    problems: Sequence,
+    c: Any,
+    how: Sampling = Sampling(),
+    progress: bool = False,
+) -> tuple[dict, Rollout]:
+    """`c.eval_k` samples of each of the first `c.eval_problems`, by default at T=1, always with the
+    same seed: accuracy with its 95% interval over problems, share of true statements, mean length,
+    truncated share; the samples."""
+    problems, k = problems[: c.eval_problems or None], c.eval_k
+    generator = torch.Generator(model.head_weight.device).manual_seed(1)
+    samples, texts, rewards = ask(
+        model, world, problems, k, c.max_new, how, generator, c.rows, progress=progress
+    )
+    statements = [ok for text in texts for ok in world.statements(text)]
+    return dict(
+        accuracy=float(rewards.double().mean()),
+        interval=interval(rewards.double().view(-1, k).mean(1)),
+        arithmetic=sum(statements) / max(len(statements), 1),
+        length=samples.lengths().float().mean().item(),
+        truncated=1 - samples.finished.float().mean().item(),
+    ), samples
+
+
+# ---------------------------------------------------------------------- what was sampled, in words
+
+
+def interval(values: Sequence[float], resamples: int = 2000) -> tuple[float, float]:
+    """95% bootstrap interval of the mean of one value per problem, percentile method, fixed
+    seed."""
+    x = np.asarray(values, dtype=np.float64)
+    draws = np.random.default_rng(0).integers(0, len(x), (resamples, len(x)))
+    low, high = np.percentile(x[draws].mean(1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def distribution(entropy: Tensor) -> dict[str, float]:
+    """entropy (n,) nats of sampled tokens -> percentiles "p5".."p99", `below_0.01` (share of
+    tokens, paper: 0.5064) and `top20_share` (share of all entropy that the ceil(n / 5) highest
+    hold).  Raises ValueError on an empty pool."""
+    if not len(entropy):
+        raise ValueError("no sampled tokens: there is no entropy to describe")
+    h = np.sort(entropy.cpu().double().numpy())[::-1]
+    out = {f"p{p}": float(np.percentile(h, p)) for p in PERCENTILES}
+    top = h[: -(-len(h) // 5)]
+    return out | {
+        "mean": float(h.mean()),
+        "below_0.01": float((h < 0.01).mean()),
+        "top20_share": float(top.sum() / max(h.sum(), 1e-12)),
+    }
+
+
+def entropy_by_token(tokens: Tensor, entropy: Tensor, floor: int) -> list[tuple[int, float, int]]:
+    """(token id, mean entropy in nats of the positions where it was drawn, how often), the most
+    forking first.
+
+    tokens (n,) int64, entropy (n,).  Tokens drawn `floor` times or fewer are left out (paper: 100
+    of 10^6).
+    """
+    ids, inverse, counts = torch.unique(tokens, return_inverse=True, return_counts=True)
+    total = torch.zeros(len(ids), dtype=torch.float64)
+    total.scatter_add_(0, inverse.cpu(), entropy.cpu().double())
+    rows = zip(ids.tolist(), (total / counts.cpu()).tolist(), counts.tolist(), strict=True)
+    return sorted((r for r in rows if r[2] > floor), key=lambda r: -r[1])
+
+
+def describe(
+    title: str, found: dict, samples: Rollout, tokenizer: Tokenizer, floor: int = 100
+) -> str:
+    """The table that a reader sees: what `measure` found, where the entropy is, the ten most and
+    least forking tokens (drawn more than `floor` times), and the first sample coloured."""
+    d = distribution(samples.entropy)
+    words = entropy_by_token(samples.tokens[samples.response], samples.entropy, floor)
+    low, high = found["interval"]
+
+    def row(rows: list[tuple[int, float, int]]) -> str:
+        return "  ".join(f"{tokenizer.token(i).strip()} {h:.3f}" for i, h, _ in rows[:10])
+
+    one = samples.sequences([0])
+    shades = torch.zeros(len(one.tokens))
+    shades[one.response.cpu()] = one.entropy.cpu()
+    trace = colour_trace([tokenizer.token(i) for i in one.tokens.tolist()], shades.tolist())
+    percentiles = "  ".join(f"{p} {d[p]:.3f}" for p in ("p50", "p80", "p90", "p99"))
+    lines = {
+        "accuracy": f"{found['accuracy']:.3f}  95% interval [{low:.3f}, {high:.3f}]",
+        "arithmetic": f"{found['arithmetic']:.3f} of its statements are true",
+        "length": f"{found['length']:.1f} tokens, {found['truncated']:.0%} are cut off",
+        "entropy": f"mean {d['mean']:.3f} nats over {len(samples.entropy):,} tokens; percentiles "
+        + percentiles,
+        "concentration": f"{d['below_0.01']:.0%} of tokens below 0.01 nats; the top 20% hold "
+        f"{d['top20_share']:.0%} of all entropy",
+        "most forking": row(words),
+        "least forking": row(words[::-1]),
+        "a trace": trace.strip(),
+    }
+    return "\n  ".join([title, *(f"{name:15s} {text}" for name, text in lines.items())])
+
+
+def show(
+    which: str, model: Transformer, world: World, problems: list, c: Any
+) -> dict[str, tuple[dict, Rollout]]:
+    """Measure the "base" or the "final" model on test problems and print the table: {which: (what
+    was found, samples)}, empty where there are no problems."""
+    if not problems:
+        return {}
+    found, samples = measure(model, world, problems, c, progress=True)
+    trained = f"after RLVR, --keep {c.keep} --rho {c.rho:g}"
+    title = f"{'base model' if which == 'base' else trained}, test split"
+    print("\n" + describe(title, found, samples, world.tokenizer()), flush=True)
+    return {which: (found, samples)}
+
+
+# ---------------------------------------------------------------------- from flags to problems
+
+
+def countdown_of(c: Any) -> Countdown:
+    """The small world of a config."""
+    return Countdown(c.n_numbers, c.max_number, c.ops, c.max_value)
+
+
+def recipe_of(c: Any) -> pretrain.Pretrain:
+    """How the base model of a config's small world is made."""
+    return pretrain.Pretrain(size=c.size, steps=c.pretrain_steps)
+
+
+def open_model(
+    folder: str | Path, device: str | torch.device = "cpu", eos: str | None = None, dtype=None
+) -> tuple[Transformer, Tokenizer]:
+    """The model and the tokenizer of a published Qwen3 folder, a run of ours, or a small-world
+    base.  `dtype` is fp32 unless given; `eos` names the special token that ends a text.  UserError
+    for what is malformed."""
+    folder = published(folder)
+    if (folder / "model.pt").exists():
+        model, words = load_model(folder, device)
+        return model.to(dtype or torch.float32), word_tokenizer(words)
+    if (folder / "metrics.jsonl").exists():
+        raise UserError(f"{folder} is a run that has not ended: fork_gpt.py --resume {folder}")
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder}: no model there: neither model.pt nor a published config.json")
+    tokenizer = qwen_tokenizer(folder, eos)
+    model = from_pretrained(folder, dtype or torch.float32, device)
+    if tokenizer.n_vocab > model.shape.vocab_size:
+        rows = model.shape.vocab_size
+        raise UserError(f"{folder}: {tokenizer.n_vocab} tokens, but the model has {rows} rows")
+    model.n_vocab = tokenizer.n_vocab
+    return model, tokenizer
+
+
+def open_world(
+    c: Any, device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[Transformer, World]:
+    """The model that --model names and the world it is to be asked in.  UserError where the two do
+    not fit."""
+    if not c.data and not (Path(c.model) / "model.pt").exists():
+        raise UserError(f"{c.model}: no model of the small world there; others need --data")
+    eos = TEMPLATES[c.template].eos if c.data else None
+    model, tokenizer = open_model(c.model, device, eos, dtype)
+    if not c.data:
+        world = countdown_of(c)
+        if tokenizer.words != world.tokenizer().words:
+            raise UserError(f"{c.model} speaks of another world; give its --ops and --max-value")
+        return model, world
+    if tokenizer.words:
+        raise UserError(f"{c.model} is a model of the small world: it cannot read --data")
+    check_room(c.model, c.max_prompt + c.max_new)
+    return model, Maths(tokenizer, c.template, c.verifier)
+
+
+def fitting(world: Maths, problems: Sequence, max_prompt: int) -> list:
+    """The problems whose prompts have at most `max_prompt` tokens."""
+    return [p for p in problems if len(world.encode(p)) <= max_prompt]
+
+
+def open_task(
+    c: Any, device: torch.device, stop: Callable[[], bool]
+) -> tuple[Transformer, World, dict[str, list], dict[str, float]]:
+    """(fp32 model, world, its problems by split, seconds spent on the model earlier).  UserError
+    for anything that cannot be trained on."""
+    earlier = dict(cpu_seconds=0.0, wall_seconds=0.0)
+    if not c.data:
+        world = countdown_of(c)
+        splits = world.splits()
+        if not all(splits.values()):
+            raise UserError("this world has too few problems; raise --max-number, or change --ops")
+        if c.model:
+            model, _ = open_world(c, device)
+        else:
+            model, earlier = pretrain.base_model(recipe_of(c), world, stop)
+        return model.to(device), world, splits, earlier
+    problems, counts = read_problems(c.data.split(","), c.skip_bad)
+    model, world = open_world(c, device)
+    fit = fitting(world, problems, c.max_prompt)
+    counts["too long"] = len(problems) - len(fit)
+    print(f"{c.data}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
+    splits = split_by_hash(fit, c.holdout)
+    if not splits["train"]:
+        raise UserError(f"{c.data}: no problem left to train on; see the counts above")
+    return model, world, splits, earlier
