@@ -129,10 +129,12 @@ def race(p: Tensor, generator: torch.Generator | None) -> Tensor:
     sum(p).
 
     argmax_v p_v / E_v with E ~ Exp(1), without waiting for the device.  E = -log u, so the argmax
-    is an argmin; u = 0 would let an impossible token win.
+    is an argmin.  u has 53 bits: of an fp32 u's 24 a token of p 1e-8 would never be drawn; and u =
+    0 would let an impossible token win.
     """
-    u = torch.rand(p.shape, generator=generator, device=p.device).clamp_(min=2**-25)
-    return (p / u.log_()).argmin(-1)
+    wide = torch.float32 if p.device.type == "mps" else torch.float64  # which has no fp64
+    u = torch.rand(p.shape, generator=generator, device=p.device, dtype=wide)
+    return (p / u.clamp_(min=2**-54).log_()).argmin(-1)
 
 
 def sample(

@@ -591,6 +591,7 @@ def summarise(run: Run) -> dict:
     the share of tokens kept in the steps that learned."""
     c, looks = run.c, run.looks
     lines = [json.loads(line) for line in open(run.folder / "metrics.jsonl")]
+    last = lines[-1]
     kept = [line["kept_fraction"] for line in lines if line["groups"]]
     before, after = (looks[which][0] if which in looks else {} for which in ("base", "final"))
     return dict(
@@ -598,6 +599,8 @@ def summarise(run: Run) -> dict:
         test_accuracy_base_interval=before.get("interval"),
         test_accuracy=after.get("accuracy"),
         test_accuracy_interval=after.get("interval"),
+        val_accuracy=last.get("val_accuracy"),
+        val_interval=(last["val_low"], last["val_high"]) if "val_low" in last else None,
         arithmetic_base=before.get("arithmetic"),
         arithmetic=after.get("arithmetic"),
         length=after.get("length"),
