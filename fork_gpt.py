@@ -52,7 +52,7 @@ from infra.files import UserError
 from infra.flags import flag
 from model import Transformer
 from rollout import Rollout, Sampling
-from tasks.ask import World, ask, countdown_of, draw, generator, measure, open_task, recipe_of, show
+from tasks.ask import World, ask, countdown_of, draw, measure, open_task, recipe_of, seed_of, show
 from tasks.pretrain import make_optimizer
 
 
@@ -150,7 +150,7 @@ def keep_mask(c: Config, entropy: Tensor, lots: torch.Generator | None) -> tuple
     if c.keep == "all":
         return torch.ones_like(entropy, dtype=torch.bool), 0.0
     if c.keep == "random":
-        lot = torch.rand(entropy.shape, generator=lots, device=entropy.device)
+        lot = torch.rand(entropy.shape, generator=lots).to(entropy.device)
         return top_entropy(lot, c.rho, local)[0], 0.0
     mask, tau = top_entropy(entropy, c.rho, local)
     return (mask if c.keep == "top" else ~mask), tau
@@ -290,7 +290,6 @@ class State:
     model: Transformer
     policy: Transformer  # samples and computes: the model itself in fp32, else its bf16 copy
     optimizer: torch.optim.Optimizer
-    generator: torch.Generator
     clock: files.Clock
     problems: str  # hash of those trained on: `position` means nothing among others
     step: int = 0
@@ -298,7 +297,7 @@ class State:
     position: int = 0  # in the endless order of problems
 
     def parts(self) -> dict:
-        return dict(model=self.model, optimizer=self.optimizer, generator=self.generator)
+        return dict(model=self.model, optimizer=self.optimizer)
 
     def save(self, path: Path) -> None:
         counts = {k: getattr(self, k) for k in ("step", "n_updates", "position", "problems")}
@@ -328,16 +327,16 @@ def collect(
 
     What is there after `c.rounds` rounds is trained on, whether the batch got full or not.
     """
-    rounds, found, G, how = [], torch.zeros(0), c.group, Sampling(c.temperature)
+    rounds, found, G = [], torch.zeros(0), c.group
+    how, seed = Sampling(c.temperature), seed_of(c.seed, "rollout")
     for _ in range(c.rounds):
         missing = c.prompts - int(mixed(found, G).sum())
         if missing <= 0:
             break
         drawn = draw(problems, c.seed, state.position, math.ceil(missing * c.oversample))
+        at = range(state.position, state.position + len(drawn))
         state.position += len(drawn)
-        samples, _, correct = ask(
-            state.policy, world, drawn, G, c.max_new, how, state.generator, c.rows
-        )
+        samples, _, correct = ask(state.policy, world, drawn, G, c.max_new, how, seed, at, c.rows)
         rounds.append(samples)
         found = torch.cat((found, correct))  # (P * G,)
     samples = Rollout.join(rounds)
@@ -360,7 +359,7 @@ def step(state: State, world: World, problems: list, c: Config) -> dict:
     for u in range(n):
         mine = groups[u * len(groups) // n : (u + 1) * len(groups) // n]
         which = [g * c.group + i for g in mine for i in range(c.group)]
-        lots = generator(advantages.device, c.seed, "lots", state.n_updates)
+        lots = torch.Generator().manual_seed(seed_of(c.seed, "lots", state.n_updates))
         one = update(state.policy, samples, advantages, which, c, lots, first=u == 0)
         norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), c.grad_clip).item()
         if not (math.isfinite(one.loss) and math.isfinite(norm)):
@@ -457,9 +456,8 @@ def begin(model: Transformer, problems: list, c: Config, clock: files.Clock) -> 
     policy = parallel.compute_copy(model, getattr(torch, c.dtype))
     policy.recompute = c.recompute
     optimizer = make_optimizer(model, c.lr, c.weight_decay, c.beta2, c.optimizer)
-    stream = generator(model.head_weight.device, c.seed, "rollout")
     digest = hashlib.sha256(repr(problems).encode()).hexdigest()[:16]
-    return State(model, policy, optimizer, stream, clock, digest)
+    return State(model, policy, optimizer, clock, digest)
 
 
 def configure(given: dict) -> Config:

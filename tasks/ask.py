@@ -37,10 +37,9 @@ def draw(problems: Sequence, seed: int, position: int, n: int) -> list:
     return out
 
 
-def generator(device: torch.device | str, *names: object) -> torch.Generator:
-    """A stream of random numbers of its own for each purpose: a function of its names alone."""
-    seed = Random("/".join(map(str, names))).getrandbits(63)
-    return torch.Generator(device).manual_seed(seed)
+def seed_of(*names: object) -> int:
+    """A seed of its own for each purpose: a function of its names alone."""
+    return Random("/".join(map(str, names))).getrandbits(63)
 
 
 def ask(
@@ -50,12 +49,14 @@ def ask(
     k: int,
     max_new: int,
     how: Sampling = Sampling(),
-    stream: torch.Generator | None = None,
+    seed: int = 0,
+    numbers: Sequence[int] | None = None,
     rows: int = 512,
     starts: Sequence[list[int]] | None = None,
     progress: bool = False,
 ) -> tuple[Rollout, list[str], Tensor]:
     """k responses to each problem: the samples, their texts, their rewards (B,) fp32, 1 or 0.
+    `seed` and the problems' `numbers` decide the random numbers, as in `generate`.
 
     `starts`, a list of ids for each problem, are beginnings of responses that are continued; they
     are part of the text and count towards `max_new`.  UserError where the model has no
@@ -64,7 +65,7 @@ def ask(
     tokenizer, starts = world.tokenizer(), starts or [[]] * len(problems)
     prompts = [world.encode(p) + start for p, start in zip(problems, starts, strict=True)]
     room = max_new - min(map(len, starts))
-    samples = generate(model, prompts, k, room, tokenizer.eos, how, stream, rows, progress)
+    samples = generate(model, prompts, k, room, tokenizer.eos, how, seed, numbers, rows, progress)
     if not (samples.logprobs.isfinite().all() and samples.entropy.isfinite().all()):
         raise UserError("the model's probabilities are not finite: damaged weights, or a high --lr")
     ids = enumerate(samples.responses())
@@ -85,9 +86,9 @@ def measure(
     same random numbers: accuracy with its 95% interval over clusters of problems, share of true
     statements, mean length, truncated share; the samples."""
     problems, k = problems[: c.eval_problems or None], c.eval_k
-    stream = generator(model.head_weight.device, "measure")
+    seed = seed_of("measure")
     samples, texts, rewards = ask(
-        model, world, problems, k, c.max_new, how, stream, c.rows, progress=progress
+        model, world, problems, k, c.max_new, how, seed, rows=c.rows, progress=progress
     )
     statements = [ok for text in texts for ok in world.statements(text)]
     return dict(
