@@ -73,6 +73,12 @@ class Ranks:
             dist.all_reduce(x, op, self.mesh.get_group(over))
         return x
 
+    def all(self, x: Tensor, over: str = "dp") -> list[Tensor]:
+        """What all dp or tp ranks have, tensors of one shape, in their order."""
+        out = [torch.empty_like(x) for _ in range(getattr(self, over))]
+        dist.all_gather(out, x.contiguous(), self.mesh.get_group(over))
+        return out
+
     def gather(self, thing: object) -> list:
         """What every dp rank has, in their order: picklable things."""
         if self.dp == 1:
@@ -258,10 +264,7 @@ def embed(table: nn.Embedding, ranks: Ranks, tokens: Tensor) -> Tensor:
 
 def logits(model: Transformer, ranks: Ranks, h: Tensor) -> Tensor:
     """All logits (n, V), the same on every tp rank; for sampling, without gradient."""
-    mine = Transformer.logits(model, h).contiguous()  # (n, V / tp)
-    out = mine.new_empty(ranks.tp, *mine.shape)
-    dist.all_gather_into_tensor(out, mine, ranks.mesh.get_group("tp"))
-    return out.movedim(0, 1).flatten(1)
+    return torch.cat(ranks.all(Transformer.logits(model, h), "tp"), dim=-1)  # of (n, V / tp) each
 
 
 def head(model: Transformer, ranks: Ranks, h: Tensor, targets: Tensor, temperature: float):
@@ -372,9 +375,7 @@ def full(model: Transformer, name: str) -> Tensor:
     p = p.full_tensor()
     if HERE.tp == 1 or not is_cut(name, model.full_shape):
         return p
-    parts = p.new_empty(HERE.tp, *p.shape)
-    dist.all_gather_into_tensor(parts, p.contiguous(), HERE.mesh.get_group("tp"))
-    return torch.cat(parts.unbind(), dim=name.split(".")[-2] in COLUMNS)
+    return torch.cat(HERE.all(p, "tp"), dim=int(name.split(".")[-2] in COLUMNS))
 
 
 def export(model: Transformer, source: str, folder: Path, eos: int) -> None:
@@ -417,9 +418,7 @@ def gathered(x: Tensor) -> list[Tensor]:
     kind = torch.uint8 if x.dtype == torch.bool else x.dtype  # not every backend sends bools
     mine = x.new_zeros(max(sizes), dtype=kind)
     mine[: len(x)] = x
-    out = mine.new_empty(HERE.dp, len(mine))
-    dist.all_gather_into_tensor(out, mine, HERE.mesh.get_group("dp"))
-    return [row[:n].to(x.dtype) for row, n in zip(out, sizes, strict=True)]
+    return [row[:n].to(x.dtype) for row, n in zip(HERE.all(mine), sizes, strict=True)]
 
 
 # ---------------------------------------------------------------------- one process in bf16
