@@ -42,7 +42,8 @@ def write_atomic(path: Path, data: bytes | Callable) -> None:
         os.replace(temp, path)
         fsync(path.parent)  # the rename itself must survive a power cut
     except BaseException as e:
-        temp.unlink(missing_ok=True)  # also after a second Ctrl-C: a checkpoint has gigabytes
+        if temp.exists():  # a file in the way has no such path
+            temp.unlink()  # also after a second Ctrl-C: a checkpoint has gigabytes
         if not isinstance(e, (OSError, RuntimeError)):  # torch.save has one for a full disk
             raise
         why = getattr(e, "strerror", None) or str(e).splitlines()[0]
@@ -94,9 +95,9 @@ def read_json(path: Path) -> dict:
     except UserError:
         raise
     except ValueError as e:
-        raise UserError(f"{path} {e}") from None
+        raise UserError(f"{path}: {e}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} is no JSON object")
+        raise UserError(f"{path}: is no JSON object")
     return value
 
 
@@ -124,13 +125,14 @@ def claim(folder: Path, mine: dict, write: bool = True) -> None:
             names = ", ".join(sorted(odd))
             raise UserError(f"{path}: unknown or missing: {names}; another version's, or no run's?")
         other = [f"--{k} {theirs[k]} there, {mine[k]} here" for k in mine if mine[k] != theirs[k]]
-        if other:
+        # one that got no line of results gives way: it may be for memory that --rows was lowered
+        if other and any(p.stat().st_size for p in folder.glob("*.jsonl")):
             what = f"{folder} was made with other flags ({'; '.join(other)})"
             raise UserError(f"{what}; choose another --out")
-    elif write:
-        write_json(path, mine)
-    elif any(folder.glob("[!.]*")):
+    elif not write and any(folder.glob("[!.]*")):
         raise UserError(f"{folder} holds files but no config.json of ours; choose another --out")
+    if write:
+        write_json(path, mine)
 
 
 def command(program: str, work: Callable[[list[str]], int], argv: list[str]) -> int:

@@ -244,7 +244,7 @@ def read_header(path: Path) -> dict[str, Entry]:
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror}") from None
     except ValueError as e:
-        raise UserError(f"{path} {e}") from None
+        raise UserError(f"{path}: {e}") from None
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(x, str) for x in metadata.values()):
         raise UserError(f"{path}: __metadata__ is not a map of strings")

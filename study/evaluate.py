@@ -256,7 +256,9 @@ def run(c: Config, e: Evaluation, command: str, stop: Callable[[], bool]) -> dic
     digests = {"weights": head, "problems": repr(sets).encode()}
     mine = {k: getattr(c, k) for k in (*ANYWHERE, *MATHS, *SMALL) if k != "out"} | asdict(e)
     mine |= {k: hashlib.sha256(v).hexdigest()[:16] for k, v in digests.items()}
-    files.claim(folder, mine | dict(device=str(device)))
+    mine["device"] = str(device)
+    for write in (False, True):  # refused where other files are: one may be the data itself
+        files.claim(folder, mine, write)
     print(f"results in {folder}; responses of at most {c.max_new:,} tokens")
     found = {}
     for name, problems in sets.items():
