@@ -26,6 +26,7 @@ policy that trains is the policy that samples, nothing is pushed anywhere.
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -139,6 +140,8 @@ def joined(tp: int, device: torch.device) -> Iterator[Ranks]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if rank:  # one voice, one pen; a failure has sys.__stderr__
         files.WRITES, sys.stdout, sys.stderr = False, *[open(os.devnull, "w")] * 2
+    # nothing of ours writes into what a forward pass returns
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     watch = Watch(rank, world)
     try:
         backend = "nccl" if device.type == "cuda" else "gloo"
@@ -386,7 +389,7 @@ def export(model: Transformer, source: str, folder: Path, eos: int) -> None:
 
 def state_of(model: Transformer) -> dict[str, Tensor]:
     """All weights of a small model, whole, on the CPU of every rank."""
-    return {name: full(model, name).detach().cpu() for name, _ in model.named_parameters()}
+    return {name: full(model, name).detach().cpu().clone() for name, _ in model.named_parameters()}
 
 
 @torch.no_grad()
