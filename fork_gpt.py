@@ -52,7 +52,7 @@ from infra.files import UserError
 from infra.flags import flag
 from model import Transformer
 from rollout import Rollout, Sampling
-from tasks.ask import World, ask, countdown_of, draw, measure, open_task, recipe_of, show
+from tasks.ask import World, ask, countdown_of, draw, measure, open_task, recipe_of, seed_of, show
 from tasks.pretrain import make_optimizer
 
 
@@ -150,7 +150,7 @@ def keep_mask(c: Config, entropy: Tensor, lots: torch.Generator | None) -> tuple
     if c.keep == "all":
         return torch.ones_like(entropy, dtype=torch.bool), 0.0
     if c.keep == "random":
-        lot = torch.rand(entropy.shape, generator=lots, device=entropy.device)
+        lot = torch.rand(entropy.shape, generator=lots).to(entropy.device)
         return top_entropy(lot, c.rho, local)[0], 0.0
     mask, tau = top_entropy(entropy, c.rho, local)
     return (mask if c.keep == "top" else ~mask), tau
@@ -195,6 +195,7 @@ class Updated(NamedTuple):
 
     loss: float
     tau: float  # nats
+    max_dlogp: float  # between policy and sampler, of the first micro-batch; 0 if they differ
     entropy: Tensor  # (n,), by which the tokens were ranked
     mask: Tensor  # (n,) bool
     logprobs: Tensor  # (K,), the policy's before the step
@@ -235,7 +236,11 @@ def update(
     # Counts of the whole step, not means of micro-batch means: every kept token weighs the same.
     counted = mask if c.normalize == "kept" else torch.ones_like(mask)
     denominator = int(parallel.sum_over_ranks(counted.sum()))
-    loss, kept = 0.0, [torch.zeros(3, 0, device=mask.device)]
+    loss, kept, dlogp = 0.0, [torch.zeros(3, 0, device=mask.device)], 0.0
+    if first:  # policy and sampler are one: on every token of its longest answers they must agree
+        with torch.no_grad():
+            again, _ = model(*parts[0].scored(), c.temperature)
+        dlogp = (again - parts[0].logprobs).abs().max().item()
     for part, p, m in zip(cuts, parts, mask.split([len(h) for h in entropies]), strict=True):
         if not m.any():
             continue
@@ -247,7 +252,8 @@ def update(
         (-objective).backward()
         loss -= objective.item()
         kept.append(torch.stack((logprobs.detach(), p.logprobs[m], A)))
-    return Updated(loss, sum(taus) / len(taus), torch.cat(entropies), mask, *torch.cat(kept, 1))
+    tau, ranked = sum(taus) / len(taus), torch.cat(entropies)
+    return Updated(loss, tau, dlogp, ranked, mask, *torch.cat(kept, 1))
 
 
 def columns(done: list[Updated], norms: list[float], c: Config) -> dict[str, float]:
@@ -256,7 +262,6 @@ def columns(done: list[Updated], norms: list[float], c: Config) -> dict[str, flo
     n, kept = sum(len(m) for _, m in h), sum(int(m.sum()) for _, m in h)
     h_kept, h_dropped = (sum(e[m == of].sum().item() for e, m in h) for of in (True, False))
     clipped = sum(int(surrogate(*u[-3:], c)[1].sum()) for u in done)
-    first = (done[0].logprobs - done[0].old).abs() if done else []  # later the policy has moved
     out = dict(
         loss=sum(u.loss for u in done) / updates,
         grad_norm=sum(norms) / updates,
@@ -266,7 +271,7 @@ def columns(done: list[Updated], norms: list[float], c: Config) -> dict[str, flo
         entropy_kept=h_kept / max(kept, 1),
         entropy_dropped=h_dropped / max(n - kept, 1),
         clip_fraction=clipped / max(kept, 1),
-        max_dlogp=first.max().item() if len(first) else 0.0,
+        max_dlogp=max((u.max_dlogp for u in done), default=0.0),
     )
     if c.pool == "microbatch" and c.keep in ("top", "bottom"):
         whole = replace(c, pool="minibatch")
@@ -285,7 +290,6 @@ class State:
     model: Transformer
     policy: Transformer  # samples and computes: the model itself in fp32, else its bf16 copy
     optimizer: torch.optim.Optimizer
-    generator: torch.Generator
     clock: files.Clock
     problems: str  # hash of those trained on: `position` means nothing among others
     step: int = 0
@@ -293,7 +297,7 @@ class State:
     position: int = 0  # in the endless order of problems
 
     def parts(self) -> dict:
-        return dict(model=self.model, optimizer=self.optimizer, generator=self.generator)
+        return dict(model=self.model, optimizer=self.optimizer)
 
     def save(self, path: Path) -> None:
         counts = {k: getattr(self, k) for k in ("step", "n_updates", "position", "problems")}
@@ -323,16 +327,16 @@ def collect(
 
     What is there after `c.rounds` rounds is trained on, whether the batch got full or not.
     """
-    rounds, found, G, how = [], torch.zeros(0), c.group, Sampling(c.temperature)
+    rounds, found, G = [], torch.zeros(0), c.group
+    how, seed = Sampling(c.temperature), seed_of(c.seed, "rollout")
     for _ in range(c.rounds):
         missing = c.prompts - int(mixed(found, G).sum())
         if missing <= 0:
             break
         drawn = draw(problems, c.seed, state.position, math.ceil(missing * c.oversample))
+        at = range(state.position, state.position + len(drawn))
         state.position += len(drawn)
-        samples, _, correct = ask(
-            state.policy, world, drawn, G, c.max_new, how, state.generator, c.rows
-        )
+        samples, _, correct = ask(state.policy, world, drawn, G, c.max_new, how, seed, at, c.rows)
         rounds.append(samples)
         found = torch.cat((found, correct))  # (P * G,)
     samples = Rollout.join(rounds)
@@ -355,7 +359,8 @@ def step(state: State, world: World, problems: list, c: Config) -> dict:
     for u in range(n):
         mine = groups[u * len(groups) // n : (u + 1) * len(groups) // n]
         which = [g * c.group + i for g in mine for i in range(c.group)]
-        one = update(state.policy, samples, advantages, which, c, state.generator, first=u == 0)
+        lots = torch.Generator().manual_seed(seed_of(c.seed, "lots", state.n_updates))
+        one = update(state.policy, samples, advantages, which, c, lots, first=u == 0)
         norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), c.grad_clip).item()
         if not (math.isfinite(one.loss) and math.isfinite(norm)):
             where = f"step {state.step + 1}, update {u + 1}: loss {one.loss}, gradient norm {norm}"
@@ -388,9 +393,11 @@ def train(
     with log, tqdm(total=c.steps, initial=state.step, desc=f"rlvr {c.keep}", unit="step") as bar:
         while state.step < c.steps:
             line = step(state, world, splits["train"], c)
-            if c.eval_every and state.step % c.eval_every == 0 and splits["val"]:
+            last = state.step == c.steps
+            if splits["val"] and c.eval_every and (last or state.step % c.eval_every == 0):
                 found, _ = measure(state.policy, world, splits["val"], c)
-                line |= {f"val_{k}": v for k, v in found.items() if k != "interval"}
+                found["low"], found["high"] = found.pop("interval")
+                line |= {f"val_{k}": v for k, v in found.items()}
             log.write(line)
             shown = ("reward", "kept_fraction", "tau", "grad_norm", "rollout_tok_s", "update_tok_s")
             bar.set_postfix({k: f"{line[k]:.3g}" for k in shown}, refresh=False)
@@ -398,7 +405,7 @@ def train(
             if c.snapshot_every and state.step % c.snapshot_every == 0:
                 weights.save_snapshot(log.folder, state.step, state.policy)
             stopping = stop()
-            if stopping or state.step % c.save_every == 0 or state.step == c.steps:
+            if stopping or last or state.step % c.save_every == 0:
                 log.sync()  # before the checkpoint: it must not be ahead of the log
                 state.save(log.folder / "checkpoint.pt")
             if stopping:
@@ -449,9 +456,8 @@ def begin(model: Transformer, problems: list, c: Config, clock: files.Clock) -> 
     policy = parallel.compute_copy(model, getattr(torch, c.dtype))
     policy.recompute = c.recompute
     optimizer = make_optimizer(model, c.lr, c.weight_decay, c.beta2, c.optimizer)
-    generator = torch.Generator(model.head_weight.device).manual_seed(c.seed)
     digest = hashlib.sha256(repr(problems).encode()).hexdigest()[:16]
-    return State(model, policy, optimizer, generator, clock, digest)
+    return State(model, policy, optimizer, clock, digest)
 
 
 def configure(given: dict) -> Config:

@@ -92,7 +92,7 @@ def preflight(
     return {
         "weights": 4 * n,
         "bf16 copy": e * n * copied,
-        "optimizer": 8 * n,
+        "optimizer": 8 * n * (c.optimizer == "adamw"),
         "samples": requests * (16 * c.max_new + 34 * length),
         "KV cache": 2 * m.n_layer * slots * k * length * e,
         "decoding": max(prefill, decode, draw),
@@ -108,7 +108,8 @@ def peaks(parts: dict[str, int]) -> dict[str, int]:
 
 
 def room(device: torch.device) -> tuple[int, int] | None:
-    """(bytes this process can have now, bytes it can ever have); None where nothing says so."""
+    """(bytes this process can have now, bytes it can ever have); None where nothing says so.  A
+    container's limit counts as the machine's."""
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
         return free, free
@@ -117,7 +118,24 @@ def room(device: torch.device) -> tuple[int, int] | None:
     text = Path("/proc/meminfo").read_text() + Path("/proc/self/status").read_text()
     kib = {line.split(":")[0]: line.split()[1] for line in text.splitlines() if " kB" in line}
     available, total, mine = (int(kib[k]) * 1024 for k in ("MemAvailable", "MemTotal", "VmRSS"))
-    return min(available + mine, total), total
+    limit, used = container(Path("/sys/fs/cgroup"))
+    return min(available + mine, total, limit - used + mine), min(total, limit)
+
+
+def container(folder: Path) -> tuple[float, float]:
+    """(memory limit, memory in use that cannot be dropped) of a control group, version 2 or 1;
+    (inf, 0) without one."""
+    for limit, used, dropped in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            bytes_ = float((folder / limit).read_text().replace("max", "inf"))
+            stat = dict(line.split() for line in open((folder / limit).parent / "memory.stat"))
+            return bytes_, float((folder / used).read_text()) - float(stat[dropped])
+        except (OSError, ValueError, KeyError):
+            continue
+    return math.inf, 0.0
 
 
 def advice(m: Shape, c, limit: int, *more) -> str:

@@ -60,12 +60,8 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict:
 
 
 def save_parts(path: Path, parts: dict, more: dict) -> None:
-    """A checkpoint: the states of modules, optimizers and generators by name, and `more` numbers
-    and texts."""
-    state = {}
-    for name, part in parts.items():
-        state[name] = part.get_state() if hasattr(part, "get_state") else part.state_dict()
-    save(path, state | more)
+    """A checkpoint: the states of modules and optimizers by name, and `more` numbers and texts."""
+    save(path, {name: part.state_dict() for name, part in parts.items()} | more)
 
 
 def load_parts(path: Path, parts: dict, device: str | torch.device) -> dict:
@@ -74,10 +70,7 @@ def load_parts(path: Path, parts: dict, device: str | torch.device) -> dict:
     saved = load(path, device)
     try:
         for name, part in parts.items():
-            state = saved.pop(name)
-            part.set_state(state.cpu()) if hasattr(part, "set_state") else part.load_state_dict(
-                state
-            )
+            part.load_state_dict(saved.pop(name))
     except (KeyError, RuntimeError, TypeError, ValueError) as e:
         why = str(e).splitlines()[0]
         raise UserError(f"{path} does not belong to this configuration: {why}") from None

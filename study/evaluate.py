@@ -15,20 +15,20 @@ Of one problem with n = k responses, c of them right:
     arithmetic   small world: true share of the statements "a op b = c" (problems with any)
 
 The table has the mean over a set's problems and, in brackets, its 95% bootstrap interval over
-problems; it is about the choice of problems and says nothing of other training seeds.  A set of one
-problem has none.  `average` is the mean of the sets, each weighing the same.
+problems (in the small world over sets of numbers, which problems share): it is about the choice of
+problems and says nothing of other training seeds.  A set of one problem has none.  `average` is the
+mean of the sets, each weighing the same.
 
-OUT/SET.jsonl has a line for every response, OUT/results.json and OUT/results.md the table.  The
-sampling of a batch of problems depends on (--seed, set, place of its first problem) and the config
-alone, so an evaluation that was stopped or killed goes on by the same command, bit for bit: the
-batches that are whole on disk are kept, the others are sampled again.
+OUT/SET.jsonl has a line for every response, OUT/results.json and OUT/results.md the table.  A
+response's random numbers depend on --seed, the set and the place of its problem alone, so an
+evaluation that was stopped or killed goes on by the same command, bit for bit: the batches that are
+whole on disk are kept, the others are sampled again.
 """
 
 import hashlib
 import json
 import math
 import os
-import random
 import shlex
 import time
 from collections import Counter
@@ -45,7 +45,7 @@ from infra.files import UserError
 from infra.flags import flag
 from model import Transformer
 from rollout import Sampling
-from tasks.ask import World, ask, fitting, interval, open_world
+from tasks.ask import World, ask, fitting, interval, open_world, seed_of
 from tasks.maths import read_problems
 
 # the flags of a run that an evaluation reads; what the run's config.json says is their default
@@ -99,14 +99,18 @@ def score(records: list[dict], world: World) -> dict[str, float | None]:
     return out
 
 
-def summarise(scores: list[dict]) -> dict[str, dict]:
-    """Scores of a set's problems -> of each metric the `mean` and its 95% `interval` over problems,
-    None for fewer than two.  A metric that no problem has is left out."""
+def summarise(scores: list[dict], clusters: list) -> dict[str, dict]:
+    """Scores of a set's problems, and what each shares with others -> of each metric the `mean` and
+    its 95% `interval`, None for fewer than two clusters.  A metric that no problem has is left
+    out."""
     out = {}
     for metric in scores[0] if scores else ():
-        x = [s[metric] for s in scores if s[metric] is not None]
-        if x:
-            out[metric] = dict(mean=sum(x) / len(x), interval=interval(x) if len(x) > 1 else None)
+        pairs = zip((s[metric] for s in scores), clusters, strict=True)
+        have = [(x, cluster) for x, cluster in pairs if x is not None]
+        if have:
+            x, of = zip(*have, strict=True)
+            several = len(set(of)) > 1
+            out[metric] = dict(mean=sum(x) / len(x), interval=interval(x, of) if several else None)
     return out
 
 
@@ -143,13 +147,13 @@ def sample_batch(
 ) -> list[dict]:
     """k responses to each of `problems`, which stand from place `first` on in set `name`: a record
     each, problem after problem."""
-    seed = random.Random(f"{c.seed}/{name}/{first}").getrandbits(63)
-    generator = torch.Generator(model.head_weight.device).manual_seed(seed)
     # no more than --rows at once, even of one problem: its k responses in equal groups of G
     G = max(g for g in range(1, min(e.k, c.rows) + 1) if e.k % g == 0)
     repeated = [p for p in problems for _ in range(e.k // G)]
+    numbers = range(first * (e.k // G), (first + len(problems)) * (e.k // G))
     how = Sampling(c.temperature, top_p=e.top_p)
-    samples, texts, rewards = ask(model, world, repeated, G, c.max_new, how, generator, c.rows)
+    seed = seed_of(c.seed, name)
+    samples, texts, rewards = ask(model, world, repeated, G, c.max_new, how, seed, numbers, c.rows)
     records, lengths, finished = [], samples.lengths().tolist(), samples.finished.tolist()
     for i, (text, grade) in enumerate(zip(texts, rewards.tolist(), strict=True)):
         p = problems[i // e.k]
@@ -260,7 +264,7 @@ def run(c: Config, e: Evaluation, command: str, stop: Callable[[], bool]) -> dic
     for name, problems in sets.items():
         scores = evaluate_set(model, world, folder / f"{name}.jsonl", problems, c, e, stop)
         counts = {"problems": len(problems), "too long": dropped[name]}
-        found[name] = counts | dict(metrics=summarise(scores))
+        found[name] = counts | dict(metrics=summarise(scores, [*map(world.cluster, problems)]))
     means = [s["metrics"] for s in found.values() if s["metrics"]]
     if len(sets) > 1 and means:
         mean = {m: sum(x[m]["mean"] for x in means) / len(means) for m in means[0]}

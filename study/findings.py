@@ -30,7 +30,16 @@ from infra.files import UserError
 from infra.flags import flag
 from model import Transformer, at_least_fp32, entropy_of
 from rollout import Rollout, Sampling
-from tasks.ask import PERCENTILES, World, ask, distribution, entropy_by_token, measure, open_task
+from tasks.ask import (
+    PERCENTILES,
+    World,
+    ask,
+    distribution,
+    entropy_by_token,
+    measure,
+    open_task,
+    seed_of,
+)
 from tasks.countdown import Countdown
 from tasks.tokenizer import Tokenizer
 
@@ -283,9 +292,7 @@ def trace(model: Transformer, one: Rollout, tokenizer: Tokenizer) -> list[dict]:
     return out
 
 
-def continued(
-    run: Run, problem: Any, starts: list[list[int]], K: int, generator: torch.Generator
-) -> np.ndarray:
+def continued(run: Run, problem: Any, starts: list[list[int]], K: int, seed: int) -> np.ndarray:
     """Rewards (len(starts), K) of K continuations of each beginning of a response to its end, at
     most `max_new` tokens in all; one that has ended already is graded as it is."""
     c, tokenizer = run.c, run.world.tokenizer()
@@ -296,7 +303,7 @@ def continued(
     if going:
         begun, again = [starts[i] for i in going], [problem] * len(going)
         _, _, rewards = ask(
-            run.model, run.world, again, K, c.max_new, Sampling(), generator, c.rows, begun
+            run.model, run.world, again, K, c.max_new, seed=seed, rows=c.rows, starts=begun
         )
         out[going] = rewards.view(-1, K).numpy()
     return out
@@ -454,9 +461,9 @@ def anatomy(run: Run, f: Flags) -> dict:
     are the two highest deciles.  Groups with right and wrong answers, on training problems."""
     c, model = run.c, run.at("base")
     problems, how = run.splits["train"][: f.problems], Sampling(c.temperature)
-    generator = torch.Generator(model.head_weight.device).manual_seed(f.seed)
+    seed = seed_of(f.seed, "anatomy")
     samples, _, rewards = ask(
-        model, run.world, problems, c.group, c.max_new, how, generator, c.rows, progress=True
+        model, run.world, problems, c.group, c.max_new, how, seed, rows=c.rows, progress=True
     )
     groups = mixed(rewards, c.group).nonzero()[:, 0]
     if len(groups) < 2:
@@ -512,7 +519,6 @@ def causal(run: Run, f: Flags) -> dict:
     for d in range(10):  # all of them, or equally many of each decile
         mine = (decile == d).nonzero()[:, 0]
         measured[mine[lots[mine].argsort()[: max(1, f.positions // 10)]]] = True
-    generator = torch.Generator(model.head_weight.device).manual_seed(f.seed)
     rows, tries, end = [], [], 0
     for b, ids in enumerate(tqdm(samples.responses(), desc="causal", leave=False)):
         _, h, p, best = found[b]
@@ -523,8 +529,9 @@ def causal(run: Run, f: Flags) -> dict:
         other = [int(best[i, 0] == ids[i]) for i in at]  # the likeliest, or the one after it
         as_is = [ids[: i + 1] for i in at]
         swapped = [ids[:i] + [int(best[i, j])] for i, j in zip(at, other, strict=True)]
-        kept = continued(run, problems[b], as_is, 2 * f.continuations, generator)
-        forced = continued(run, problems[b], swapped, f.continuations, generator)
+        K, seeds = f.continuations, (seed_of(f.seed, "causal", b, lot) for lot in (0, 1))
+        kept = continued(run, problems[b], as_is, 2 * K, next(seeds))
+        forced = continued(run, problems[b], swapped, K, next(seeds))
         first, again = kept.reshape(len(at), 2, -1).mean(-1).T  # (positions,) each
         p_forced = [float(p[i, j]) for i, j in zip(at, other, strict=True)]
         columns = [decile[start:end][at], h[at], first, again, forced.mean(1), p_forced]
@@ -591,6 +598,7 @@ def summarise(run: Run) -> dict:
     the share of tokens kept in the steps that learned."""
     c, looks = run.c, run.looks
     lines = [json.loads(line) for line in open(run.folder / "metrics.jsonl")]
+    last = lines[-1]
     kept = [line["kept_fraction"] for line in lines if line["groups"]]
     before, after = (looks[which][0] if which in looks else {} for which in ("base", "final"))
     return dict(
@@ -598,6 +606,8 @@ def summarise(run: Run) -> dict:
         test_accuracy_base_interval=before.get("interval"),
         test_accuracy=after.get("accuracy"),
         test_accuracy_interval=after.get("interval"),
+        val_accuracy=last.get("val_accuracy"),
+        val_interval=(last["val_low"], last["val_high"]) if "val_low" in last else None,
         arithmetic_base=before.get("arithmetic"),
         arithmetic=after.get("arithmetic"),
         length=after.get("length"),

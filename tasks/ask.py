@@ -4,7 +4,7 @@
 and the study alike.  `open_task` is the one place where flags become a model and problems.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -37,6 +37,11 @@ def draw(problems: Sequence, seed: int, position: int, n: int) -> list:
     return out
 
 
+def seed_of(*names: object) -> int:
+    """A seed of its own for each purpose: a function of its names alone."""
+    return Random("/".join(map(str, names))).getrandbits(63)
+
+
 def ask(
     model: Transformer,
     world: World,
@@ -44,12 +49,14 @@ def ask(
     k: int,
     max_new: int,
     how: Sampling = Sampling(),
-    generator: torch.Generator | None = None,
+    seed: int = 0,
+    numbers: Sequence[int] | None = None,
     rows: int = 512,
     starts: Sequence[list[int]] | None = None,
     progress: bool = False,
 ) -> tuple[Rollout, list[str], Tensor]:
     """k responses to each problem: the samples, their texts, their rewards (B,) fp32, 1 or 0.
+    `seed` and the problems' `numbers` decide the random numbers, as in `generate`.
 
     `starts`, a list of ids for each problem, are beginnings of responses that are continued; they
     are part of the text and count towards `max_new`.  UserError where the model has no
@@ -58,7 +65,7 @@ def ask(
     tokenizer, starts = world.tokenizer(), starts or [[]] * len(problems)
     prompts = [world.encode(p) + start for p, start in zip(problems, starts, strict=True)]
     room = max_new - min(map(len, starts))
-    samples = generate(model, prompts, k, room, tokenizer.eos, how, generator, rows, progress)
+    samples = generate(model, prompts, k, room, tokenizer.eos, how, seed, numbers, rows, progress)
     if not (samples.logprobs.isfinite().all() and samples.entropy.isfinite().all()):
         raise UserError("the model's probabilities are not finite: damaged weights, or a high --lr")
     ids = enumerate(samples.responses())
@@ -76,17 +83,17 @@ def measure(
     progress: bool = False,
 ) -> tuple[dict, Rollout]:
     """`c.eval_k` samples of each of the first `c.eval_problems`, by default at T=1, always with the
-    same seed: accuracy with its 95% interval over problems, share of true statements, mean length,
-    truncated share; the samples."""
+    same random numbers: accuracy with its 95% interval over clusters of problems, share of true
+    statements, mean length, truncated share; the samples."""
     problems, k = problems[: c.eval_problems or None], c.eval_k
-    generator = torch.Generator(model.head_weight.device).manual_seed(1)
+    seed = seed_of("measure")
     samples, texts, rewards = ask(
-        model, world, problems, k, c.max_new, how, generator, c.rows, progress=progress
+        model, world, problems, k, c.max_new, how, seed, rows=c.rows, progress=progress
     )
     statements = [ok for text in texts for ok in world.statements(text)]
     return dict(
         accuracy=float(rewards.double().mean()),
-        interval=interval(rewards.double().view(-1, k).mean(1)),
+        interval=interval(rewards.double().view(-1, k).mean(1), map(world.cluster, problems)),
         arithmetic=sum(statements) / max(len(statements), 1),
         length=samples.lengths().float().mean().item(),
         truncated=1 - samples.finished.float().mean().item(),
@@ -96,12 +103,17 @@ def measure(
 # ---------------------------------------------------------------------- what was sampled, in words
 
 
-def interval(values: Sequence[float], resamples: int = 2000) -> tuple[float, float]:
-    """95% bootstrap interval of the mean of one value per problem, percentile method, fixed
-    seed."""
-    x = np.asarray(values, dtype=np.float64)
-    draws = np.random.default_rng(0).integers(0, len(x), (resamples, len(x)))
-    low, high = np.percentile(x[draws].mean(1), (2.5, 97.5))
+def interval(
+    values: Sequence[float], clusters: Iterable[Hashable], resamples: int = 2000
+) -> tuple[float, float]:
+    """95% bootstrap interval of the mean of one value per problem, percentile method, fixed seed.
+
+    Whole clusters are drawn: problems about the same numbers share their luck."""
+    number = {}
+    of = [number.setdefault(c, len(number)) for c in clusters]
+    sums, sizes = np.bincount(of, np.asarray(values, dtype=np.float64)), np.bincount(of)
+    draws = np.random.default_rng(0).integers(0, len(sums), (resamples, len(sums)))
+    low, high = np.percentile(sums[draws].sum(1) / sizes[draws].sum(1), (2.5, 97.5))
     return float(low), float(high)
 
 

@@ -14,8 +14,9 @@ with a number far behind it.
 
 A world is what the loop asks of a task: `tokenizer()`, `encode(problem)` -> prompt ids,
 `reward(problem, text)` -> 1.0 or 0.0, `answer(problem, text)` -> what was answered or None,
-`asked(problem)` -> the question and the right answer, `name(problem)`, and `statements(text)` ->
-of every statement that can be checked, whether it is true.
+`asked(problem)` -> the question and the right answer, `name(problem)`, `cluster(problem)` -> what
+it shares with others that are as hard, and `statements(text)` -> of every statement that can be
+checked, whether it is true.
 """
 
 import random
@@ -73,6 +74,10 @@ class Countdown:
     def name(self, problem: Problem) -> str:
         """What tells this problem from all others of the world."""
         return problem.prompt
+
+    def cluster(self, problem: Problem) -> tuple[int, ...]:
+        """What problems share that are hard or easy together: the numbers."""
+        return problem.numbers
 
     def asked(self, problem: Problem) -> tuple[str, str]:
         """The question and the right answer, as text."""
