@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+import parallel
 from model import NEVER, Transformer, at_least_fp32, attend, entropy_of, positions_of
 
 # decode steps between looks at which rows ended, 1 elsewhere: each look waits for the device
@@ -84,24 +85,14 @@ class Rollout:
 
     def sequences(self, which: Sequence[int]) -> "Rollout":
         """The samples `which`, in that order, packed anew."""
-        which = torch.as_tensor(which, dtype=torch.long, device=self.tokens.device)
         index, cu_seqlens = spans(self.cu_seqlens, which)  # (S',)
-        drawn, _ = spans(F.pad(self.lengths().cumsum(0), (1, 0)), which)  # (n',)
-        finished = self.finished[which]
+        drawn, finished = self.drawn(which), self.finished[which]
         stream = self.tokens[index], cu_seqlens, self.response[index]
         return Rollout(*stream, self.logprobs[drawn], self.entropy[drawn], finished)
 
-    def microbatches(self, which: Sequence[int], budget: int) -> list[list[int]]:
-        """The samples `which`, longest first, in parts of at most `budget` tokens; one longer
-        sample stands alone."""
-        lengths, parts, room = self.cu_seqlens.diff().tolist(), [], 0
-        for i in sorted(which, key=lambda i: -lengths[i]):
-            if lengths[i] > room:
-                parts.append([])
-                room = budget
-            parts[-1].append(i)
-            room -= lengths[i]
-        return parts
+    def drawn(self, which: Sequence[int]) -> Tensor:
+        """The numbers, among all n sampled tokens, of those of the samples `which` (n',) int64."""
+        return spans(F.pad(self.lengths().cumsum(0), (1, 0)), which)[0]
 
     @staticmethod
     def join(parts: "Sequence[Rollout]") -> "Rollout":
@@ -113,8 +104,9 @@ class Rollout:
         return Rollout(**joined | dict(cu_seqlens=F.pad(sizes.cumsum(0), (1, 0)).int()))
 
 
-def spans(cu_seqlens: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+def spans(cu_seqlens: Tensor, which: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Where in a stream the sequences `which` stand, one after the other, and their own starts."""
+    which = torch.as_tensor(which, dtype=torch.long, device=cu_seqlens.device)
     sizes = cu_seqlens.diff().long()[which]
     cu = F.pad(sizes.cumsum(0), (1, 0)).int()
     starts = cu_seqlens.long()[:-1][which].repeat_interleave(sizes)
@@ -378,11 +370,12 @@ def generate(
             raise ValueError(f"prompt {i} has no tokens: there is nothing to condition on")
     requests, waiting, start = len(prompts) * G, 0, time.perf_counter()
     numbers = torch.tensor(range(len(prompts)) if numbers is None else numbers, dtype=torch.long)
-    stream = streams(seed, numbers.to(model.head_weight.device), G)  # (R,)
     length = max(map(len, prompts), default=0) + max_new
-    slots = Slots(model, how, eos, stream, max(G, min(max_rows, requests)), length, max_new)
-    look_every = LOOK_EVERY.get(slots.k.device.type, 1)
-    with tqdm(total=requests, unit="seq", disable=not progress, leave=False) as bar:
+    bar = tqdm(total=requests, unit="seq", disable=not progress, leave=False)
+    with parallel.whole(model) as model, bar:
+        stream = streams(seed, numbers.to(model.head_weight.device), G)  # (R,)
+        slots = Slots(model, how, eos, stream, max(G, min(max_rows, requests)), length, max_new)
+        look_every = LOOK_EVERY.get(slots.k.device.type, 1)
         while slots.n or waiting < len(prompts):
             waiting += slots.admit(prompts, waiting, G)
             for _ in range(look_every):

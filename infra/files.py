@@ -18,6 +18,9 @@ from pathlib import Path
 SIZE_LIMIT = 2**28  # bytes of a text or JSON file; Qwen3's tokenizer.json has 11 MB
 
 
+WRITES = True  # false in all but one of several processes that do the same
+
+
 class UserError(ValueError):
     """A mistake of the user's, or a file that is not what it should be: `main` prints its one line,
     without a traceback."""
@@ -26,6 +29,8 @@ class UserError(ValueError):
 def write_atomic(path: Path, data: bytes | Callable) -> None:
     """Replace `path` by `data`, or by what `data(file)` writes, entirely or not at all.  UserError
     when the disk refuses."""
+    if not WRITES:
+        return
     path = Path(path)
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -188,7 +193,7 @@ class Log:
 
     def __init__(self, folder: Path, wandb: bool, tensorboard: bool):
         self.folder, self.path = folder, folder / "metrics.jsonl"
-        self.also = loggers(folder, wandb, tensorboard)
+        self.also = loggers(folder, wandb, tensorboard) if WRITES else []
 
     def cut(self, n: int) -> None:
         """Keep the first `n` lines, atomically; a half-written last line goes too."""
@@ -196,7 +201,7 @@ class Log:
         write_atomic(self.path, b"".join(lines[:n]))
 
     def __enter__(self) -> "Log":
-        self.file = open(self.path, "a")
+        self.file = open(self.path if WRITES else os.devnull, "a")
         return self
 
     def __exit__(self, *_) -> None:
@@ -211,7 +216,8 @@ class Log:
 
     def sync(self) -> None:
         """Have every line on the disk."""
-        os.fsync(self.file.fileno())
+        if WRITES:
+            os.fsync(self.file.fileno())
 
 
 def loggers(folder: Path, wandb: bool, tensorboard: bool) -> list[Callable[[dict], None]]:
