@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fork_gpt import Config, configure
-from infra import flags
+from infra import flags, weights
 from model import Shape, Transformer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,8 +19,8 @@ LENGTHS = [7, 1, 12, 5, 5, 3]  # of a stream: odd ones, a single token, equal ne
 TIMING = ("seconds", "cpu_seconds", "rollout_tok_s", "update_tok_s")
 # a base that searches badly, and a world small enough to learn something in seconds
 SMALL = (
-    "--n-numbers 2 --max-number 6 --max-value 12 --pretrain-steps 120 --prompts 4 --group 4 "
-    "--max-new 24 --overlong 8 --eval-k 1 --eval-every 3 --save-every 2 --seed 5 --device cpu"
+    "--n-numbers 2 --max-number 9 --max-value 18 --pretrain-steps 120 --prompts 4 --group 4 "
+    "--max-new 24 --overlong 8 --eval-k 2 --eval-every 3 --save-every 2 --seed 5 --device cpu"
 ).split()
 
 
@@ -91,3 +91,8 @@ def rounding(size: float, steps: int) -> float:
     """What fp32 may be off by where numbers of `size` are rounded `steps` times, each time by 2^-24
     of themselves at most.  A forgotten or misplaced operation is off by thousands of these."""
     return size * steps * 2.0**-24
+
+
+def save_small(folder, model: Transformer, words) -> None:
+    """A model of the small world, as a run leaves it."""
+    weights.save_model(folder, model.shape, words, model.state_dict())

@@ -78,16 +78,22 @@ def test_negative_rounding_is_the_least_entropy():
     assert mask.tolist() == [False, True, False, True, False] and tau == pytest.approx(0.4)
 
 
+def kth(x: torch.Tensor, k: int) -> torch.Tensor:
+    """Non-negative floats sort like their bits."""
+    bits = kth_largest(x.view(torch.int32), k, lambda counts: counts)
+    return torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+
+
 def test_threshold_equals_a_sort():
     torch.manual_seed(0)
     for i in range(200):
         x = torch.rand(random.Random(i).randint(1, 500)) * 10.0 ** random.Random(-i).randint(-30, 3)
         k = random.Random(i + 1).randint(1, len(x))
-        assert kth_largest(x, k) == x.sort(descending=True).values[k - 1]
+        assert kth(x, k) == x.sort(descending=True).values[k - 1]
     x = torch.rand(100_000).log().neg()
     ordered = x.sort(descending=True).values
     for k in (1, 2, 777, 20_000, 99_999, 100_000):
-        assert kth_largest(x, k) == ordered[k - 1]
+        assert kth(x, k) == ordered[k - 1]
 
 
 def test_threshold_of_more_than_2_to_the_24_values():
@@ -100,13 +106,16 @@ def test_threshold_of_more_than_2_to_the_24_values():
 
 
 def test_keep_modes():
-    h = torch.tensor(TEN)
-    top, _ = keep_mask(Config(keep="top"), h, None)
-    bottom, tau = keep_mask(Config(keep="bottom"), h, None)
+    h, number, lots = torch.tensor(TEN), torch.arange(10), seeded()
+
+    def keep(which: str) -> tuple[torch.Tensor, float]:
+        lot = torch.rand(10, generator=lots)
+        return keep_mask(Config(keep=which), h, lot, number, None)
+
+    (top, _), (bottom, tau) = keep("top"), keep("bottom")
     assert (top ^ bottom).all() and bottom.sum() == 8 and tau == pytest.approx(0.9)
-    assert keep_mask(Config(keep="all"), h, None)[0].all()
-    lots = seeded()
-    counts = sum(keep_mask(Config(keep="random"), h, lots)[0].int() for _ in range(2000))
+    assert keep("all")[0].all()
+    counts = sum(keep("random")[0].int() for _ in range(2000))
     assert counts.sum() == 4000
     # 10 binomials of mean 400, sd 17.9: five sd is passed by chance once in 10^5 runs of this test
     assert ((counts - 400).abs() < 90).all()
@@ -164,7 +173,7 @@ def test_entropies_that_are_not_finite_are_refused_before_anything_is_learned():
         if first:
             samples.entropy[-1] = math.nan
         with pytest.raises(UserError, match="not finite.*--lr"):
-            fork_gpt.update(model, samples, torch.ones(4), range(4), Config(), None, first)
+            fork_gpt.update(model, samples, torch.ones(4), [*range(4)], Config(), seeded(), first)
         assert all(p.grad is None for p in model.parameters())
 
 
@@ -237,7 +246,7 @@ CHANGES = dict(
 WITH = dict(dual_clip=dict(lr=0.5), rounds=dict(rounds=1), entropy=dict(lr=0.1))
 SPEED = dict(rows=4, microbatch=20, recompute=True)
 ELSEWHERE = (
-    "out resume device threads steps "  # test_run, and below
+    "out resume device threads steps tp "  # test_run, and below
     "model data template verifier max_prompt holdout skip_bad "  # test_road, test_wrong_inputs
     "size pretrain_steps n_numbers max_number max_value ops "  # below
     "save_every eval_every eval_k eval_problems snapshot_every wandb tensorboard"  # test_run

@@ -7,18 +7,16 @@ import sys
 from copy import deepcopy
 from dataclasses import replace
 from fractions import Fraction
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from common import PATIENCE, ROOT, all_logits, seeded
+from common import PATIENCE, ROOT, all_logits, rounding, save_small, seeded
 from test_step import uniform as slow_uniform
 from torch.testing import assert_close
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import rollout
-from infra.weights import save_model
 from model import Shape, Transformer
 from rollout import Rollout, Sampling, Slots, colour_trace, generate, nucleus, pick, sample
 from tasks.countdown import Countdown
@@ -27,9 +25,7 @@ V, EOS = 23, 2
 PROMPTS = [[3], [4, 5, 6, 7, 8], [9, 9, 10], [1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 12], [5] * 4]
 TWO = Sampling(temperature=0.6, threshold=2.4, t_fork=1.2)
 ODDS = 1e-6  # false alarms of each chi-square test, were its seed drawn anew
-# of log-probs and entropies in fp32: logits of size 5 have an error of 5 * 2^-24 each time that one
-# of a dozen sums rounds them, so 3.6e-6, and log-sum-exp as much again; T = 0.6 makes them larger
-FP32 = 1.2e-5
+FP32 = rounding(5, 40)  # log-probs and entropies: logits below 5, forty operations on the way
 
 
 @pytest.fixture(scope="module")
@@ -569,20 +565,6 @@ def test_a_rollout_is_cut_and_joined_as_its_samples_are(model):
     assert joined.cu_seqlens.dtype == torch.int32
 
 
-def test_micro_batches_are_full_and_longest_first():
-    """(budget, the samples of each part), of lengths 5, 2, 7, 2, 3; equals in their order."""
-    samples = SimpleNamespace(cu_seqlens=torch.tensor([0, 5, 7, 14, 16, 19]))
-    for budget, parts in (
-        (1, [[2], [0], [4], [1], [3]]),
-        (7, [[2], [0], [4, 1, 3]]),
-        (8, [[2], [0, 4], [1, 3]]),
-        (12, [[2, 0], [4, 1, 3]]),
-        (19, [[2, 0, 4, 1, 3]]),
-    ):
-        assert Rollout.microbatches(samples, range(5), budget) == parts
-    assert Rollout.microbatches(samples, [3, 1, 4], 4) == [[4], [3, 1]]
-
-
 # ------------------------------------------------------------------ what people see
 
 WORDS, ENTROPY = [" try", " 8", " +", " 3"], [0.0, 1.31, 0.52, 0.49]
@@ -616,7 +598,7 @@ def test_the_command_line_prints_a_trace(tmp_path, monkeypatch, capsys):
     tokenizer = Countdown(max_number=5, max_value=9).tokenizer()
     shape = Shape(16, 1, 2, 1, 8, 24, tokenizer.n_vocab, rope_theta=1e4)
     small = Transformer(shape).init_weights(seeded())
-    save_model(tmp_path, small, tokenizer.words)
+    save_small(tmp_path, small, tokenizer.words)
     prompt = "use 5 3 1 goal 9 ;"
     flags = f"--model {tmp_path} --max-new 6 --temperature 0 --n 2".split()
     monkeypatch.setattr(sys, "argv", ["rollout.py", prompt, *flags])

@@ -147,12 +147,17 @@ def slow_step(memory: Memory, world: Sums, problems: list, c: Config) -> tuple[d
         for s, r in zip(samples[k : k + G], rewards[k : k + G], strict=True):
             s.advantage = (r - mean) / (std + 1e-6)
 
+    # Each response token has a number, by which tokens that tie are ordered.
+    number = {}
+    for s in samples:
+        number |= {(id(s), t): len(number) + t for t in range(len(s.ids))}
+
     # The updates: the groups in their order, shared out as evenly as they go.
-    gradients, total, n_updates = [], Counter(), min(c.updates, len(groups))
+    gradients, taus, total, n_updates = [], [], Counter(), min(c.updates, len(groups))
     for u in range(n_updates):
         start, end = (len(groups) * x // n_updates for x in (u, u + 1))
         mine = [samples[k * G + i] for k in groups[start:end] for i in range(G)]
-        mine.sort(key=lambda s: -len(s.prompt + s.ids))  # stable: positions decide ties
+        mine.sort(key=lambda s: -len(s.prompt + s.ids))  # the longest first, for the micro-batches
         tokens = [(s, t) for s in mine for t in range(len(s.ids))]  # N of them
         now = {id(s): log_softmax(model, s.prompt + s.ids, c.temperature) for s in mine}
         rows = [now[id(s)][len(s.prompt) - 1 + t] for s, t in tokens]  # predict the tokens
@@ -171,13 +176,14 @@ def slow_step(memory: Memory, world: Sums, problems: list, c: Config) -> tuple[d
         if u > 0 and c.entropy == "current" and c.keep in ("top", "bottom"):
             h = [fp32(entropy(row)) for row in rows]
 
-        # The mask: the ceil(rho N) highest of each pool, the first in position where they tie.
-        lots = torch.Generator().manual_seed(seed_of(c.seed, "lots", memory.n_updates))
-        kept, taus = [], []
+        # The mask: the ceil(rho N) highest of each pool, the lowest numbers of those that tie.
+        generator = torch.Generator().manual_seed(seed_of(c.seed, "lots", memory.n_updates))
+        lots = torch.rand(len(number), generator=generator).tolist()
+        at = [number[id(s), t] for s, t in tokens]
+        by = [fp32(lots[n]) for n in at] if c.keep == "random" else h
+        kept = []
         for pool in parts if c.pool == "microbatch" else [range(len(tokens))]:
-            drawn = dict(zip(pool, torch.rand(len(pool), generator=lots).tolist(), strict=True))
-            by = {i: fp32(drawn[i]) if c.keep == "random" else h[i] for i in pool}
-            ranked, k = sorted(pool, key=lambda i: (-by[i], i)), count(c.rho, len(pool))
+            ranked, k = sorted(pool, key=lambda i: (-by[i], at[i])), count(c.rho, len(pool))
             kept += dict(top=ranked[:k], random=ranked[:k], bottom=ranked[k:], all=ranked)[c.keep]
             taus.append(by[ranked[k - 1]] if c.keep in ("top", "bottom") else 0.0)
 
@@ -211,9 +217,9 @@ def slow_step(memory: Memory, world: Sums, problems: list, c: Config) -> tuple[d
 
         # For the log.
         gradients.append(found)
-        wide, k = sorted(range(len(h)), key=lambda i: (-h[i], i)), count(c.rho, len(h))
+        wide, k = sorted(range(len(h)), key=lambda i: (-h[i], at[i])), count(c.rho, len(h))
         wide = set(wide[:k] if c.keep == "top" else wide[k:])  # if the pool were the mini-batch
-        total.update(loss=-J.item(), norm=norm, tau=sum(taus) / len(taus), n=len(tokens))
+        total.update(loss=-J.item(), norm=norm, n=len(tokens))
         total.update(kept=len(kept), h=sum(h), h_kept=sum(h[i] for i in kept))
         total.update(shared=len(wide & set(kept)))
         if u == 0:  # policy and sampler are one; looked at on the longest answers
@@ -231,7 +237,7 @@ def slow_step(memory: Memory, world: Sums, problems: list, c: Config) -> tuple[d
         groups=len(groups),
         loss=total["loss"] / max(n_updates, 1),
         grad_norm=total["norm"] / max(n_updates, 1),
-        tau=total["tau"] / max(n_updates, 1),
+        tau=sum(taus) / max(len(taus), 1),
         kept_fraction=kept / max(n, 1),
         entropy=total["h"] / max(n, 1),
         entropy_kept=total["h_kept"] / max(kept, 1),
