@@ -11,9 +11,10 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from common import save_small
 
 from infra.files import UserError, loggers, write_atomic, write_json
-from infra.weights import load, load_model, save, save_model
+from infra.weights import load, load_model, save
 from model import Shape, Transformer
 
 STATE = dict(
@@ -174,7 +175,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
 @pytest.mark.parametrize("tied", (True, False))
 def test_a_model_comes_back_with_its_weights_and_words(tied, tmp_path):
     model = Transformer(Shape(16, 2, 2, 1, 8, 24, 31, tied)).init_weights()
-    save_model(tmp_path / "run", model, ("one", "two"))
+    save_small(tmp_path / "run", model, ("one", "two"))
     found, words = load_model(tmp_path / "run")
     assert words == ["one", "two"] and found.shape == model.shape
     assert_same(found.state_dict(), model.state_dict())
@@ -182,7 +183,7 @@ def test_a_model_comes_back_with_its_weights_and_words(tied, tmp_path):
 
 def test_what_is_no_model_is_the_users_error(tmp_path):
     model = Transformer(Shape(16, 1, 2, 1, 8, 24, 31))
-    save_model(tmp_path, model, ["x"])
+    save_small(tmp_path, model, ["x"])
     good = load(tmp_path / "model.pt")
     bad = [
         dict(step=3),

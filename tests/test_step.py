@@ -263,6 +263,7 @@ CASES = {
     "pool microbatch": dict(pool="microbatch", updates=2, rho=0.35),
     "all, huge learning rate": dict(keep="all", lr=1.5, updates=3, dual_clip=3.0, grad_clip=0.1),
     "bottom": dict(keep="bottom", updates=2, entropy="rollout", clip_high=0.05, clip_low=0.02),
+    "bottom of each micro-batch": dict(keep="bottom", pool="microbatch", updates=2, prompts=4),
     "random": dict(keep="random", updates=2, optimizer="sgd", lr=0.3, grad_clip=0.5),
     "uneven groups": dict(updates=4, prompts=6, normalize="all", beta2=0.9, weight_decay=2.0),
     "no group is mixed": dict(prompts=2, temperature=0.02),
