@@ -125,6 +125,13 @@ def here() -> Ranks:
     return HERE
 
 
+def arranged(tp: int, device: torch.device, watch: Watch | None = None) -> Ranks:
+    """This process's place when all that have joined are dp x tp."""
+    dp = dist.get_world_size() // tp
+    mesh = init_device_mesh(device.type, (dp, tp), mesh_dim_names=("dp", "tp"))
+    return Ranks(dp, tp, *mesh.get_coordinate(), mesh, watch)
+
+
 @contextmanager
 def joined(tp: int, device: torch.device) -> Iterator[Ranks]:
     """Inside, this process is one of those that torchrun started, `tp` to a model; without torchrun
@@ -146,8 +153,7 @@ def joined(tp: int, device: torch.device) -> Iterator[Ranks]:
     try:
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=PATIENCE)
-        mesh = init_device_mesh(device.type, (world // tp, tp), mesh_dim_names=("dp", "tp"))
-        HERE = Ranks(world // tp, tp, *mesh.get_coordinate(), mesh, watch)
+        HERE = arranged(tp, device, watch)
         yield HERE
     except Exception as e:
         watch.stuck(cause(e)) if is_lost_peer(e) else watch.fail(rank, cause(e))
