@@ -62,7 +62,7 @@ def test_ranks_keep_what_one_process_keeps_of_all():
         kept = {i for mine, mask in masks for i, on in zip(mine, mask, strict=True) if on}
         assert kept == set(order[:k])
         assert {float(tau) for _, tau in found} == {rounded[order[k - 1]]}
-    assert ties > 100, "a weak test"
+    assert ties > 60, "a weak test"
 
 
 def test_nobody_keeps_nothing():
