@@ -39,7 +39,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,13 +58,15 @@ from tasks.ask import (
     ask,
     countdown_of,
     draw,
-    measure,
     open_model,
     open_task,
     recipe_of,
     seed_of,
     show,
+    validate,
+    why_nothing,
 )
+from tasks.maths import FORMS, set_name, template_of
 from tasks.pretrain import make_optimizer
 
 
@@ -72,20 +74,22 @@ from tasks.pretrain import make_optimizer
 class Config:
     """Everything a run depends on; `--help` is this list."""
 
-    out: str = flag("", "run folder; by default runs/KEEP-rhoRHO-seedSEED", group="run")
-    resume: str = flag("", "continue the run in this folder; takes no other flag")
+    out: str = flag("", "run folder; by default named by model, data, mask, seed", group="run")
+    resume: str = flag("", "go on with this run; flags marked * may be given anew")
     seed: int = flag(0, "of the sampler, the data order and the random mask", "[0, 1e18)")
-    device: str = flag("auto", "where to run; auto takes the best there is", "auto cuda mps cpu")
-    tp: int = flag(1, "processes of torchrun that hold one model together", "[1, inf)")
-    threads: int = flag(1, "CPU threads; one is the fastest per CPU-second", "[1, inf)")
-    dtype: str = flag("float32", "of the compute; master weights are fp32", "float32 bfloat16")
-    recompute: bool = flag(False, "activation checkpointing: a third more compute, less memory")
-    rows: int = flag(512, "responses sampled at a time; each has its KV cache", "[1, inf)")
-    microbatch: int = flag(2048, "tokens at a time; changes speed and memory alone", "[1, inf)")
+    device: str = flag("auto", "where to run", "auto cuda mps cpu", free=True)
+    tp: int = flag(1, "processes of torchrun that hold one model", "[1, inf)", free=True)
+    threads: int = flag(1, "CPU threads; one is the fastest per CPU-second", "[1, inf)", free=True)
+    dtype: str = flag("float32", "of the compute", "float32 bfloat16", maths="bfloat16")
+    recompute: bool = flag(False, "activation checkpointing: less memory", maths=True, free=True)
+    rows: int = flag(0, "responses sampled at a time; auto: what fits", "auto [1, inf)", free=True)
+    microbatch: int = flag(2048, "tokens at a time", "[1, inf)", maths=16384, free=True)
 
     model: str = flag("", "published Qwen3 folder to train, or a small-world run", group="model")
-    data: str = flag("", "mathematics problems, JSONL or parquet, by commas", needs="model")
-    template: str = flag("boxed", "how they are put", "boxed answer chat think", needs="data")
+    data: str = flag("", "mathematics problems, JSON or parquet, by commas", needs="model")
+    eval_data: str = flag("", "measured instead of held-out problems", needs="data", free=True)
+    template: str = flag("boxed", "how they are put", " ".join(FORMS), needs="data")
+    system: str = flag("", "system prompt of a chat template", needs="data")
     verifier: str = flag("", "how answers are read", "auto boxed answer dapo", needs="data")
     max_prompt: int = flag(2048, "tokens; longer problems are dropped", "[1, inf)", needs="data")
     holdout: float = flag(0.02, "share for validation, and for test", "[0, 0.5]", needs="data")
@@ -97,23 +101,21 @@ class Config:
     pool: str = flag("minibatch", "tokens of which a share is taken", "minibatch microbatch")
     normalize: str = flag("kept", "the loss is divided by this count of tokens", "kept all")
 
-    steps: int = flag(54, "rollouts", "[1, inf)", group="step")
-    prompts: int = flag(32, "groups trained on per rollout", "[1, inf)")
-    group: int = flag(8, "responses per prompt", "[2, inf)")
-    updates: int = flag(4, "optimizer steps per rollout", "[1, inf)")
-    oversample: float = flag(1.5, "problems drawn per group still missing, each round", "[1, inf)")
-    rounds: int = flag(2, "rounds of dynamic sampling at most", "[1, inf)")
-    max_new: int = flag(160, "response tokens at most", "[1, inf)")
-    overlong: int = flag(0, "last tokens with a soft penalty (DAPO: 4096); 0 is off", "[0, inf)")
+    steps: int = flag(54, "rollouts", "[1, inf)", maths=300, free=True, group="step")
+    prompts: int = flag(32, "groups trained on per rollout", "[1, inf)", maths=64)
+    group: int = flag(8, "responses per prompt", "[2, inf)", maths=16)
+    updates: int = flag(4, "optimizer steps per rollout", "[1, inf)", maths=2)
+    oversample: float = flag(1.5, "problems drawn per group missing, each round", "[1, inf)")
+    rounds: int = flag(2, "rounds of dynamic sampling at most", "[1, inf)", maths=10)
+    max_new: int = flag(160, "response tokens at most", "[1, inf)", maths=20480)
+    overlong: int = flag(0, "last tokens with a soft penalty; 0: off", "[0, inf)", maths=4096)
     temperature: float = flag(1.0, "of samples, log-probs and entropies alike", "[0, inf)")
     clip_low: float = flag(0.2, "lower clip of the ratio", "(0, 1)")
     clip_high: float = flag(0.28, "upper clip of the ratio", "(0, inf)")
-    dual_clip: float = flag(
-        0.0, "bound of the ratio where A < 0 (script: 10); 0 is off", "[0, inf)"
-    )
-    optimizer: str = flag("adamw", "sgd is plain: no momentum, no weight decay", "adamw sgd")
-    lr: float = flag(1.5e-4, "constant after the warm-up; sgd: 0.05, hardly searched", "[0, inf)")
-    warmup: int = flag(0, "optimizer steps of linear warm-up", "[0, inf)")
+    dual_clip: float = flag(0.0, "bound of the ratio where A < 0; 0 is off", "[0, inf)", maths=10.0)
+    optimizer: str = flag("adamw", "adamw8: a fourth of its memory", "adamw adamw8 sgd")
+    lr: float = flag(1.5e-4, "after the warm-up; sgd: 0.05", "[0, inf)", maths=1e-6)
+    warmup: int = flag(0, "optimizer steps of linear warm-up", "[0, inf)", maths=10)
     weight_decay: float = flag(0.1, "AdamW weight decay, on matrices", "[0, inf)")
     beta2: float = flag(0.999, "AdamW beta2; beta1 is 0.9", "[0, 1)")
     grad_clip: float = flag(1.0, "gradient norm at most", "[0, inf)")
@@ -125,13 +127,15 @@ class Config:
     max_value: int = flag(30, "largest value on the way, and goal", "[1, inf)", needs="no data")
     ops: str = flag("+-*", "operations, some of +-*/", needs="no data")
 
-    save_every: int = flag(10, "steps between checkpoints", "[1, inf)", group="measuring")
-    eval_every: int = flag(30, "steps between looks at validation; 0 is never", "[0, inf)")
-    eval_k: int = flag(4, "samples per problem when measuring", "[1, inf)")
-    eval_problems: int = flag(0, "problems measured at most; 0 is all", "[0, inf)")
-    snapshot_every: int = flag(9, "steps between copies of the weights for the study", "[0, inf)")
-    wandb: bool = flag(False, "log to Weights & Biases as well, where wandb is installed")
-    tensorboard: bool = flag(False, "log to TensorBoard as well, where tensorboard is installed")
+    eval_k: int = flag(4, "samples per problem", "[1, inf)", group="measuring", free=True)
+    eval_every: int = flag(
+        30, "steps between measurements; 0: never", "[0, inf)", maths=20, free=True
+    )
+    eval_problems: int = flag(0, "problems at most; 0 is all", "[0, inf)", maths=64, free=True)
+    snapshot_every: int = flag(9, "steps between kept weights", "[0, inf)", maths=0, free=True)
+    save_every: int = flag(10, "steps between checkpoints", "[1, inf)", maths=5, free=True)
+    wandb: bool = flag(False, "log to Weights & Biases as well, where it is installed", free=True)
+    tensorboard: bool = flag(False, "log to TensorBoard as well, where it is installed", free=True)
 
 
 # ---------------------------------------------------------------------- the mask
@@ -237,13 +241,15 @@ def update(
     ranks, lengths = parallel.here(), samples.cu_seqlens.diff().tolist()
     parts, real = parallel.microbatches(lengths, which, c.microbatch)  # after `real`: no tokens
     packed = [samples.sequences(part) for part in parts]
+    sizes = [len(p.tokens) for p in packed]
     # The current policy's entropies.  The policy of the first update is the sampler, which noted
     # them; after that it has moved, and one pass without gradient finds them.
     if first or c.entropy == "rollout" or c.keep in ("all", "random"):
         entropies = [p.entropy for p in packed]
     else:
         with torch.no_grad():
-            entropies = [model(*p.scored(), c.temperature)[1] for p in packed]
+            parted = parallel.attended("entropies", packed, sizes)
+            entropies = [model(*p.scored(), c.temperature)[1] for p in parted]
     if not all(h.isfinite().all() for h in entropies):
         raise UserError("the policy's entropies are not finite; start again with a lower --lr")
     # One threshold for the whole mini-batch, on all ranks: a threshold for each micro-batch would
@@ -266,7 +272,8 @@ def update(
         dlogp = (again - packed[0].logprobs).abs().max().item()
     masks = [*mask.split([len(h) for h in entropies[:real]])]
     masks += [torch.zeros_like(h, dtype=torch.bool) for h in entropies[real:]]
-    for part, p, m in zip(parts, packed, masks, strict=True):
+    work = zip(parts, packed, masks, strict=True)
+    for part, p, m in parallel.attended("update", work, sizes):
         # Only kept rows meet the vocabulary: the logits are the largest tensor of the step.
         logprobs, _ = model(*p.scored(m), c.temperature)  # (K,)
         A = advantages[part].repeat_interleave(p.lengths())[m]  # (K,)
@@ -279,21 +286,21 @@ def update(
     return Updated(loss, taus, dlogp, entropy, number, N, mask, *torch.cat(terms_of, 1))
 
 
-def columns(done: list[Updated], norms: list[float], c: Config) -> dict[str, float]:
-    """What the updates of a step, on all ranks, and their gradient norms tell the log; 0 where
-    there was none."""
-    ranks, sums = parallel.here(), Counter()
-    for u in done:
-        h, m = u.entropy, u.mask
-        sums.update(loss=u.loss / ranks.dp, tau=sum(u.taus), taus=len(u.taus))
-        sums.update(n=len(m), kept=int(m.sum()))
-        sums.update(h_kept=h[m].sum().item(), h_dropped=h[~m].sum().item())
-        sums.update(clipped=int(surrogate(u.logprobs, u.old, u.advantages, c)[1].sum()))
-        if c.pool == "microbatch" and c.keep in ("top", "bottom"):
-            whole, _ = keep_mask(c, h, h, u.number, u.N)
-            sums.update(shared=int((whole & m).sum()))
-    total = Counter(dict(zip(sums, ranks.total(*sums.values()), strict=True)))
-    updates, n, kept = (max(x, 1) for x in (len(done), total["n"], total["kept"]))
+def counts_of(u: Updated, c: Config) -> Counter:
+    """What an update tells the log, summed over all ranks."""
+    ranks, h, m = parallel.here(), u.entropy, u.mask
+    sums = dict(loss=u.loss / ranks.dp, tau=sum(u.taus), taus=len(u.taus), n=len(m))
+    sums |= dict(kept=int(m.sum()), h_kept=h[m].sum().item(), h_dropped=h[~m].sum().item())
+    sums |= dict(clipped=int(surrogate(u.logprobs, u.old, u.advantages, c)[1].sum()))
+    if c.pool == "microbatch" and c.keep in ("top", "bottom"):
+        sums["shared"] = int((keep_mask(c, h, h, u.number, u.N)[0] & m).sum())
+    return Counter(dict(zip(sums, ranks.total(*sums.values()), strict=True)))
+
+
+def columns(total: Counter, norms: list[float]) -> dict[str, float]:
+    """What the updates of a step, their `counts_of` added up, and their gradient norms tell the
+    log; 0 where there was none."""
+    updates, n, kept = (max(x, 1) for x in (len(norms), total["n"], total["kept"]))
     out = dict(
         loss=total["loss"] / updates,
         grad_norm=sum(norms) / updates,
@@ -303,12 +310,28 @@ def columns(done: list[Updated], norms: list[float], c: Config) -> dict[str, flo
         entropy_kept=total["h_kept"] / kept,
         entropy_dropped=total["h_dropped"] / max(total["n"] - total["kept"], 1),
         clip_fraction=total["clipped"] / kept,
-        max_dlogp=max(ranks.gather(done[0].max_dlogp)) if done else 0.0,
     )
     return out | (dict(pool_overlap=total["shared"] / kept) if "shared" in total else {})
 
 
 # ---------------------------------------------------------------------- one step
+
+
+@dataclass
+class Begun:
+    """A step that is under way: what was sampled, and of the updates done so far the norms and the
+    sums of `counts_of`."""
+
+    samples: Rollout
+    advantages: Tensor
+    groups: list[int]
+    metrics: dict
+    norms: list[float]
+    sums: Counter
+
+    def to(self, device: torch.device) -> "Begun":
+        moved = {k: x.to(device, copy=True) for k, x in vars(self.samples).items()}
+        return replace(self, samples=Rollout(**moved), advantages=self.advantages.to(device))
 
 
 @dataclass
@@ -323,20 +346,28 @@ class State:
     step: int = 0
     n_updates: int = 0
     position: int = 0  # in the endless order of problems
+    begun: Begun | None = None
 
     def save(self, folder: Path) -> None:
         counts = {k: getattr(self, k) for k in ("step", "n_updates", "position", "problems")}
         held, ranks = parallel.held(self.model, self.optimizer), parallel.here()
-        more = counts | dict(clock=self.clock.seconds())
+        more = counts | dict(clock=self.clock.seconds(), begun=None)
+        if self.begun and ranks.first:
+            plain = dict(samples=vars(self.begun.samples), sums=dict(self.begun.sums))
+            more["begun"] = vars(self.begun) | plain
         weights.save_checkpoint(folder, self.step, held, more, ranks.number, ranks.wait)
 
     def load(self, path: Path) -> None:
         """Take over what `save` wrote.  UserError when it is damaged or of another run."""
         saved = weights.load_checkpoint(path, parallel.held(self.model, self.optimizer))
         if saved["problems"] != self.problems:
-            raise UserError(f"{path} was trained on other problems than there are now: see --data")
+            why = "was trained on other problems, or put otherwise, than there are now"
+            raise UserError(f"{path} {why}: see --data and --template")
         self.step, self.n_updates, self.position = map(saved.get, ("step", "n_updates", "position"))
-        for moments in filter(None, self.optimizer.state.values()):  # SGD has none
+        if begun := saved["begun"]:
+            kinds = dict(samples=Rollout(**begun["samples"]), sums=Counter(begun["sums"]))
+            self.begun = Begun(**begun | kinds).to(self.model.head_weight.device)
+        for moments in self.optimizer.state.values():
             moments["step"].fill_(self.n_updates)
         self.clock.add(**saved["clock"])
         parallel.copy_weights(self.model, self.policy)
@@ -356,15 +387,15 @@ def collect(
 
     What is there after `c.rounds` rounds is trained on, whether the batch got full or not.
     """
-    rounds, found, G = [], torch.zeros(0), c.group
+    rounds, found, G, position = [], torch.zeros(0), c.group, state.position
     how, seed = Sampling(c.temperature), seed_of(c.seed, "rollout")
     for _ in range(c.rounds):
         missing = c.prompts - int(mixed(found, G).sum())
         if missing <= 0:
             break
-        drawn = draw(problems, c.seed, state.position, math.ceil(missing * c.oversample))
-        at = range(state.position, state.position + len(drawn))
-        state.position += len(drawn)
+        drawn = draw(problems, c.seed, position, math.ceil(missing * c.oversample))
+        at = range(position, position + len(drawn))
+        position += len(drawn)
         samples, _, correct = ask(state.policy, world, drawn, G, c.max_new, how, seed, at, c.rows)
         rounds.append(samples)
         found = torch.cat((found, correct))  # (P * G,)
@@ -373,6 +404,7 @@ def collect(
     rewards = found + overlong_penalty(lengths, c.max_new, c.overlong)
     advantages = group_advantages(rewards, G).to(samples.tokens.device)
     groups = mixed(found, G).nonzero()[:, 0].tolist()
+    state.position = position
     metrics = dict(reward=rewards.mean().item(), accuracy=found.mean().item())
     metrics |= dict(truncated=(1 - ended).mean().item(), length=lengths.float().mean().item())
     metrics |= dict(sampled_tokens=int(lengths.sum()), group_pass_rate=len(groups) * G / len(found))
@@ -380,16 +412,21 @@ def collect(
 
 
 def step(state: State, world: World, problems: list, c: Config) -> dict:
-    """One rollout and its optimizer updates; returns the line of metrics."""
+    """One rollout and its optimizer updates, or what is left of a step that was begun; returns the
+    line of metrics.  files.Stopped leaves `state` as it is between two updates."""
     clock, cpu = time.perf_counter(), time.process_time()
-    samples, advantages, groups, metrics = collect(state, world, problems, c)
-    sampled, done, norms = time.perf_counter(), [], []
+    if not state.begun:
+        *found, metrics = collect(state, world, problems, c)
+        metrics["rollout_tok_s"] = metrics["sampled_tokens"] / (time.perf_counter() - clock)
+        state.begun = Begun(*found, metrics, [], Counter())
+    begun, tokens, sampled = state.begun, 0, time.perf_counter()
+    groups, norms, metrics = begun.groups, begun.norms, begun.metrics
     n = min(c.updates, len(groups))  # 0 when no group was mixed: nothing to learn from
-    for u in range(n):
+    for u in range(len(norms), n):
         mine = groups[u * len(groups) // n : (u + 1) * len(groups) // n]
         which = [g * c.group + i for g in mine for i in range(c.group)]
         lots = torch.Generator().manual_seed(seed_of(c.seed, "lots", state.n_updates))
-        one = update(state.policy, samples, advantages, which, c, lots, first=u == 0)
+        one = update(state.policy, begun.samples, begun.advantages, which, c, lots, first=u == 0)
         norm = parallel.clip_gradients(state.model, c.grad_clip)
         if not (math.isfinite(one.loss) and math.isfinite(norm)):
             where = f"step {state.step + 1}, update {u + 1}: loss {one.loss}, gradient norm {norm}"
@@ -400,15 +437,16 @@ def step(state: State, world: World, problems: list, c: Config) -> dict:
         state.optimizer.zero_grad(set_to_none=True)
         parallel.copy_weights(state.model, state.policy)
         state.n_updates += 1
-        done.append(one)
+        if u == 0:
+            metrics["max_dlogp"] = max(parallel.here().gather(one.max_dlogp))
+        begun.sums.update(counts_of(one, c))
         norms.append(norm)
-    state.step += 1
+        tokens += one.N
     trained = time.perf_counter()
-    metrics |= dict(groups=len(groups)) | columns(done, norms, c)
-    metrics["rollout_tok_s"] = metrics["sampled_tokens"] / (sampled - clock)
-    metrics["update_tok_s"] = sum(u.N for u in done) / (trained - sampled)
+    line = dict(max_dlogp=0.0) | metrics | dict(groups=len(groups))
+    line |= columns(begun.sums, norms) | dict(update_tok_s=tokens / (trained - sampled))
     spent = dict(seconds=trained - clock, cpu_seconds=time.process_time() - cpu)
-    return dict(step=state.step) | metrics | spent
+    return dict(step=state.step + 1) | line | spent
 
 
 # ---------------------------------------------------------------------- the run
@@ -417,26 +455,32 @@ def step(state: State, world: World, problems: list, c: Config) -> dict:
 def train(
     state: State, world: World, splits: dict, c: Config, log: files.Log, stop: Callable[[], bool]
 ) -> None:
-    """Steps up to `c.steps`, a line of metrics each, and a checkpoint every `c.save_every`; when
-    `stop()` it saves and raises KeyboardInterrupt."""
+    """Steps up to `c.steps`, a line of metrics each, and a checkpoint every `c.save_every`; when a
+    signal to stop comes it saves, in the middle of a step too, and raises KeyboardInterrupt."""
+    folder = log.folder / "checkpoints"
     with log, tqdm(total=c.steps, initial=state.step, desc=f"rlvr {c.keep}", unit="step") as bar:
         while state.step < c.steps:
-            line = step(state, world, splits["train"], c)
-            last = state.step == c.steps
-            if splits["val"] and c.eval_every and (last or state.step % c.eval_every == 0):
-                found, _ = measure(state.policy, world, splits["val"], c)
-                found["low"], found["high"] = found.pop("interval")
-                line |= {f"val_{k}": v for k, v in found.items()}
+            try:
+                line = step(state, world, splits["train"], c)
+                last = line["step"] == c.steps
+                if c.eval_every and (last or line["step"] % c.eval_every == 0):
+                    line |= validate(state.policy, world, splits, c)
+            except files.Stopped:
+                state.save(folder)
+                raise
             log.write(line)
+            state.step, state.begun = line["step"], None
             shown = ("reward", "kept_fraction", "tau", "grad_norm", "rollout_tok_s", "update_tok_s")
             bar.set_postfix({k: f"{line[k]:.3g}" for k in shown}, refresh=False)
             bar.update()
+            if not line["groups"]:
+                bar.write(f"step {state.step}: {why_nothing(line, c)}", file=sys.stderr)
             if c.snapshot_every and state.step % c.snapshot_every == 0:
                 weights.save_snapshot(log.folder, state.step, parallel.state_of(state.policy))
             stopping = parallel.here().any(stop())
             if stopping or last or state.step % c.save_every == 0:
                 log.sync()  # before the checkpoint: it must not be ahead of the log
-                state.save(log.folder / "checkpoints")
+                state.save(folder)
             if stopping:
                 raise KeyboardInterrupt
 
@@ -448,14 +492,18 @@ def run(c: Config, stop: Callable[[], bool]) -> dict:
     device = weights.device(c.device)
     with parallel.joined(c.tp, device) as ranks:
         folder = claim_folder(c, write=False)  # refuse early; what cannot open leaves nothing
+        if (summary := ended(folder, c)) is not None:
+            return summary
         model, world, splits, earlier = open_task(c, device, stop)
-        print(memory.check(model, world, splits, c))
+        rows, table = memory.check(model, world, splits, c)
+        print(table)
         log = files.Log(folder, c.wandb, c.tensorboard)
         claim_folder(c)
+        c = replace(c, rows=rows)
         counts = ", ".join(f"{len(p)} {k} problems" for k, p in splits.items())
         print(f"run folder {folder}; {counts}")
         state = begin(model, splits["train"], c, clock)
-        looks = show("base", state.policy, world, splits["test"], c)
+        looks = show("base", state.policy, world, splits["test"], c, folder / "base.pt")
         if found := weights.checkpoints(folder / "checkpoints"):
             state.load(found[-1])
             print(f"continuing after step {state.step} of {c.steps}")
@@ -466,8 +514,8 @@ def run(c: Config, stop: Callable[[], bool]) -> dict:
         log.cut(state.step)  # what was logged after the checkpoint is done again
         train(state, world, splits, c, log, stop)
         if c.data:
-            eos = world.tokenizer().eos
-            parallel.export(state.policy, c.model, folder / "model", eos)
+            generation = world.generation(c.temperature)
+            parallel.export(state.policy, c.model, folder / "model", generation)
         else:
             words, shape = world.tokenizer().words, model.full_shape
             weights.save_model(folder, shape, words, parallel.state_of(model))
@@ -484,10 +532,22 @@ def run(c: Config, stop: Callable[[], bool]) -> dict:
 
 def claim_folder(c: Config, write: bool = True) -> Path:
     """The run's folder, its config noted there or compared with the one that is."""
-    folder = Path(c.out or f"runs/{c.keep}-rho{c.rho:g}-seed{c.seed}")
+    mask = f"{c.keep}-rho{c.rho:g}-seed{c.seed}"
+    data = "+".join(map(set_name, c.data.split(",")))[:60]
+    folder = Path(c.out or "runs/" + (f"{Path(c.model).name}-{data}-" * bool(c.data)) + mask)
     mine = {k: v for k, v in asdict(c).items() if k not in ("out", "resume")}
-    files.claim(folder, mine, write)
+    files.claim(folder, mine, write, flags.free(Config))
     return folder
+
+
+def ended(folder: Path, c: Config) -> dict | None:
+    """The summary of a run that has done all its steps, which is said; else None."""
+    done = [int(p.name) for p in weights.checkpoints(folder / "checkpoints")]
+    if not (folder / "summary.json").exists() or max(done, default=0) < c.steps:
+        return None
+    more = f"python fork_gpt.py --resume {folder} --steps {2 * c.steps}"
+    print(f"{folder} has done its {max(done)} steps: see {folder}/report.html; to go on: {more}")
+    return files.read_json(folder / "summary.json")
 
 
 def begin(model: Transformer, problems: list, c: Config, clock: files.Clock) -> State:
@@ -495,18 +555,32 @@ def begin(model: Transformer, problems: list, c: Config, clock: files.Clock) -> 
     policy = parallel.compute_copy(model, getattr(torch, c.dtype))
     policy.recompute = c.recompute
     masters = parallel.masters(model)
+    if c.optimizer == "adamw8" and parallel.here().mesh:
+        raise UserError(
+            "--optimizer adamw8 is for one process: several hold AdamW's moments cut up"
+        )
     optimizer = make_optimizer(masters, c.lr, c.weight_decay, c.beta2, c.optimizer)
-    digest = hashlib.sha256(repr(problems).encode()).hexdigest()[:16]
+    form = template_of(c.template) if c.data else None
+    digest = hashlib.sha256(repr((problems, form, c.system)).encode()).hexdigest()[:16]
     return State(model, policy, optimizer, clock, digest)
 
 
 def configure(given: dict) -> Config:
     """Flags by field name -> Config; UserError for a value that no run can have."""
-    if folder := given.get("resume"):
-        if others := [flags.option(k) for k in given if k != "resume"]:
-            raise UserError(f"--resume takes its flags from the run folder; drop {others[0]}")
-        given = files.read_config(folder, Config) | dict(out=folder)
-    c = Config(**given)
+    given = dict(given)
+    if folder := given.pop("resume", ""):
+        saved = files.read_config(folder, Config)
+        fixed = [k for k in given.keys() - flags.free(Config) if given[k] != saved.get(k)]
+        if saved["pool"] == "microbatch":
+            fixed += [k for k in given if k == "microbatch" and given[k] != saved[k]]
+        if fixed:
+            raise UserError(f"{flags.option(min(fixed))} cannot change in a run that has begun")
+        given = saved | given | dict(out=folder)
+    maths = bool(given.get("data"))
+    usual = flags.defaults(Config, maths)
+    if maths:
+        usual["overlong"] = given.get("max_new", usual["max_new"]) // 5
+    c = Config(**usual | given)
     flags.check(c)
     if not c.data:
         countdown_of(c), recipe_of(c)  # refuse what cannot be

@@ -27,7 +27,7 @@ policy that trains is the policy that samples, nothing is pushed anywhere.
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -44,6 +44,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from infra import files, weights
 from infra.files import UserError
+from infra.life import Bar
 from infra.watch import Watch, cause, is_lost_peer
 from model import Shape, Transformer, at_least_fp32
 
@@ -104,12 +105,13 @@ class Ranks:
         """Until all ranks are here."""
         self.any(False)
 
-    def any(self, flag: bool) -> bool:
-        """Whether any rank says yes; all get the same answer, and have waited for it."""
-        if self.mesh is None:
+    def any(self, flag: bool, over: str = "all") -> bool:
+        """Whether any rank, or any of the tp ranks, says yes; all get the same answer, and have
+        waited for it."""
+        if self.mesh is None or over == "tp" and self.tp == 1:
             return flag
-        x = torch.tensor(int(flag), device=self.mesh.device_type)
-        return bool(self.sum(self.sum(x, "tp")))
+        x = self.sum(torch.tensor(int(flag), device=self.mesh.device_type), "tp")
+        return bool(x if over == "tp" else self.sum(x))
 
     def doing(self, what: str) -> None:
         """Tell the others, should they come to wait."""
@@ -183,6 +185,18 @@ def microbatches(
         load[r] += lengths[i]
     mine, most = ranks[HERE.dp_rank], max(map(len, ranks))
     return mine + [list(which[:1])] * (most - len(mine)), len(mine)
+
+
+def attended(what: str, parts: Iterable, sizes: Sequence[int]) -> Iterator:
+    """The parts of some work, of these sizes in tokens, with a sign of life where they take long;
+    files.Stopped on all ranks when a signal to stop came to any."""
+    with Bar(what, "tok") as bar:
+        for i, part in enumerate(parts):
+            if HERE.any(files.stopping()):
+                raise files.Stopped
+            if bar.due():
+                bar.show(sum(sizes[:i]), sum(sizes))
+            yield part
 
 
 # ---------------------------------------------------------------------- tensor parallel
@@ -387,10 +401,10 @@ def full(model: Transformer, name: str) -> Tensor:
     return torch.cat(HERE.all(p, "tp"), dim=int(name.split(".")[-2] in COLUMNS))
 
 
-def export(model: Transformer, source: str, folder: Path, eos: int) -> None:
+def export(model: Transformer, source: str, folder: Path, generation: dict) -> None:
     """`weights.export`, by all ranks together, in the dtype that computes."""
     dtype = getattr(model, "dtype", next(model.parameters()).dtype)
-    weights.export(model, source, folder, eos, dtype, partial(full, model), HERE.first)
+    weights.export(model, source, folder, generation, dtype, partial(full, model), HERE.first)
 
 
 def state_of(model: Transformer) -> dict[str, Tensor]:
@@ -415,7 +429,9 @@ def held(model: Transformer, optimizer: torch.optim.Optimizer) -> dict:
         place = model.regions[name] if HERE.mesh else [(0, n) for n in p.shape]
         out[f"weight {name}"] = place, master
         moments = {k: x for k, x in optimizer.state[master].items() if x.ndim}
-        out |= {f"{moment} {name}": (place, x) for moment, x in moments.items()}
+        for moment, x in moments.items():  # AdamW8's scales have a shape of their own
+            whole = place if x.shape == master.shape else [(0, n) for n in x.shape]
+            out[f"{moment} {name}"] = whole, x
     return out
 
 

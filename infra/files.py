@@ -11,11 +11,12 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields
 from pathlib import Path
 
 SIZE_LIMIT = 2**28  # bytes of a text or JSON file; Qwen3's tokenizer.json has 11 MB
+POINTER = b"version https://git-lfs"  # what a clone without git-lfs has in place of a large file
 
 
 WRITES = True  # false in all but one of several processes that do the same
@@ -83,7 +84,10 @@ def read_bytes(path: Path) -> bytes:
     try:
         if os.path.getsize(path) > SIZE_LIMIT:
             raise UserError(f"{path} is larger than {SIZE_LIMIT >> 20} MiB")
-        return Path(path).read_bytes()
+        data = Path(path).read_bytes()
+        if data.startswith(POINTER):
+            raise UserError(f"{path} is a git-lfs pointer, not the file: git lfs pull gets it")
+        return data
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror}") from None
 
@@ -115,16 +119,17 @@ def read_config(folder: Path, kind: type) -> dict:
     return found
 
 
-def claim(folder: Path, mine: dict, write: bool = True) -> None:
-    """Note what is done in a folder as its config.json, or find the same there.  UserError when
-    something else was done there, whose files would be overwritten."""
+def claim(folder: Path, mine: dict, write: bool = True, free: Collection[str] = ()) -> None:
+    """Note what is done in a folder as its config.json, or find the same there but for `free`.
+    UserError when something else was done there, whose files would be overwritten."""
     path = folder / "config.json"
     if path.exists():
         theirs = read_json(path)
         if odd := theirs.keys() ^ mine.keys():
             names = ", ".join(sorted(odd))
             raise UserError(f"{path}: unknown or missing: {names}; another version's, or no run's?")
-        other = [f"--{k} {theirs[k]} there, {mine[k]} here" for k in mine if mine[k] != theirs[k]]
+        changed = [k for k in mine if mine[k] != theirs[k] and k not in free]
+        other = [f"--{k.replace('_', '-')} {theirs[k]} there, {mine[k]} here" for k in changed]
         # one that got no line of results gives way: it may be for memory that --rows was lowered
         if other and any(p.stat().st_size for p in folder.glob("*.jsonl")):
             what = f"{folder} was made with other flags ({'; '.join(other)})"
@@ -139,9 +144,14 @@ def command(program: str, work: Callable[[list[str]], int], argv: list[str]) -> 
     """The exit status of a command line: what `work(argv)` returns, 2 after one line about a
     mistake, 130 when it was stopped."""
     try:
-        return work(argv)
+        status = work(argv)
+        sys.stdout.flush()
+        return status
     except UserError as e:
         why = str(e)
+    except BrokenPipeError:  # `| head` has seen enough; Python would flush once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as e:  # of a log, where an append cannot be atomic: going on drops a half line
         why = f"{e.filename or 'a log'}: {e.strerror}"
     except RuntimeError as e:  # infra/memory.py's table is an estimate
@@ -155,19 +165,32 @@ def command(program: str, work: Callable[[list[str]], int], argv: list[str]) -> 
     return 2
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal to stop, at a place where what is done so far can be saved."""
+
+
+CAUGHT: list[int] = []  # the signal that came
+
+
+def stopping() -> bool:
+    """Whether Ctrl-C or SIGTERM came."""
+    return bool(CAUGHT)
+
+
 def stop_on_signal() -> Callable[[], bool]:
-    """A function that says whether Ctrl-C or SIGTERM came; a second one stops at once, unsaved."""
-    caught = []
+    """From now on the first Ctrl-C or SIGTERM is noted, for what is returned, `stopping`, to tell;
+    a second one stops at once, unsaved."""
 
     def note(number: int, _) -> None:
-        if caught:
+        if CAUGHT:
             raise KeyboardInterrupt
-        caught.append(number)
-        os.write(2, b"\nstopping after this step\n")  # print may be interrupted by itself
+        CAUGHT.append(number)
+        os.write(2, b"\nstopping; a second time stops unsaved\n")  # print may interrupt itself
 
+    CAUGHT.clear()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note)
-    return lambda: bool(caught)
+    return stopping
 
 
 class Clock:

@@ -46,6 +46,11 @@ def defaults(kind: type, maths: bool) -> dict:
     return {f.name: f.metadata["maths"] if maths else f.default for f in fields(kind)}
 
 
+def free(kind: type) -> set[str]:
+    """The fields that a run may go on with another value of."""
+    return {f.name for f in fields(kind) if f.metadata["free"]}
+
+
 def option(name: str) -> str:
     """A field's name as it stands on the command line."""
     return "--" + name.replace("_", "-")
@@ -160,12 +165,13 @@ def shown(f: Field, maths: bool) -> str:
 def help_text(kinds: Sequence[type], doc: str) -> str:
     """Every flag with its default, the one with --data where that is another, its line and what it
     may be, by group."""
-    lines = [doc.strip(), "", f"  {'flag':16} {'default':8} {'--data':8} meaning"]
+    lines = [doc.strip(), "", f"  {'flag':18} {'default':9} {'--data':8} meaning"]
     for f in (f for kind in kinds for f in fields(kind)):
         if f.metadata["group"]:
             lines.append(f"{f.metadata['group']}:")
         usual, maths = shown(f, False), shown(f, True)
         text = "; ".join(filter(None, (f.metadata["text"], rule(f).removeprefix("one of "))))
-        start = f"{option(f.name):16} {usual:8} {maths if maths != usual else '':8}"
+        name = option(f.name) + " *" * f.metadata["free"]
+        start = f"{name:18} {usual:9} {maths if maths != usual else '':8}"
         lines.append(f"  {start} {text}")
     return "\n".join(lines)

@@ -8,6 +8,8 @@ Every size is counted from the shapes; what is short of a megabyte (norms, angle
 """
 
 import math
+import os
+from bisect import bisect_right
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -23,6 +25,9 @@ PHASES = dict(
     update=(*BOTH, "gradients", "activations", "backward"),
 )
 GIB = 2**30
+MOST = 512  # rows at a time, where memory would hold more
+# bytes a parameter of an optimizer's state; AdamW8 has a byte for each of two moments
+STATE = dict(adamw=8, adamw8=2, sgd=0)
 parameters = cache(count_parameters)
 
 
@@ -47,9 +52,11 @@ def preflight(
     device: torch.device | str = "cpu",
     longest: int | None = None,
     measured: int = 0,
+    training: bool = True,
 ) -> dict[str, int]:
-    """Bytes by part of a run of `c`, a `fork_gpt.Config`.  `longest` is the longest prompt in
-    tokens, else `c.max_prompt`; `measured` problems are sampled `c.eval_k` times at a time.
+    """Bytes by part of a run of `c`, a `fork_gpt.Config`, or of measuring alone unless `training`.
+    `longest` is the longest prompt in tokens, else `c.max_prompt`; `measured` problems are sampled
+    `c.eval_k` times at a time.  `c.rows` 0 is MOST.
 
     Responses are taken to reach `c.max_new`, the mask to keep its share of every micro-batch, and
     an update to have several micro-batches: with one, gradients come as activations go.
@@ -59,8 +66,9 @@ def preflight(
     n, V, D, M = parameters(m), m.vocab_size, m.n_embd, m.n_mlp
     q, k = m.n_head * m.head_dim, m.n_kv_head * m.head_dim
     length = (longest or c.max_prompt) + c.max_new
-    requests = max(math.ceil(c.prompts * c.oversample) * c.group, measured * c.eval_k)
-    slots = max(c.group, min(c.rows, requests))
+    drawn = math.ceil(c.prompts * c.oversample) * c.group * training
+    requests = max(drawn, measured * c.eval_k)
+    slots = max(c.group, min(c.rows or MOST, requests))
 
     # rollout: the largest of prefill, of a decode step, and of drawing from its logits
     S = slots // c.group * (longest or c.max_prompt)  # prompts that are prefilled together
@@ -68,6 +76,13 @@ def preflight(
     prefill = S * e * (2 * D + max(3 * M, 2 * q + 3 * k + copies))
     decode = slots * e * (V + 2 * m.n_head * length)  # the last logits; scores and their softmax
     draw = slots * V * (e + 12 + 4 * copied)  # logits (in fp32 too), log p, p, p log p
+    sampling = {
+        "samples": requests * (16 * c.max_new + 34 * length),
+        "KV cache": 2 * m.n_layer * slots * k * length * e,
+        "decoding": max(prefill, decode, draw),
+    }
+    if not training:
+        return {"weights": e * n} | sampling
 
     # update: what every block keeps, and the largest of the head, of one block and of the embedding
     tokens = min(max(c.microbatch, length), math.ceil(c.prompts / c.updates) * c.group * length)
@@ -92,10 +107,8 @@ def preflight(
     return {
         "weights": 4 * n,
         "bf16 copy": e * n * copied,
-        "optimizer": 8 * n * (c.optimizer == "adamw"),
-        "samples": requests * (16 * c.max_new + 34 * length),
-        "KV cache": 2 * m.n_layer * slots * k * length * e,
-        "decoding": max(prefill, decode, draw),
+        "optimizer": STATE[c.optimizer] * n,
+        **sampling,
         "gradients": 4 * n,
         "activations": activations,
         "backward": max(head, one, embedding - activations, passes - activations),
@@ -104,7 +117,17 @@ def preflight(
 
 def peaks(parts: dict[str, int]) -> dict[str, int]:
     """What `preflight` counted, in bytes by phase."""
-    return {phase: sum(parts[name] for name in names) for phase, names in PHASES.items()}
+    return {p: sum(parts.get(name, 0) for name in names) for p, names in PHASES.items()}
+
+
+def rows_that_fit(m: Shape, c, limit: float, *more) -> int:
+    """The most rows at a time, at least a group, with which sampling stays below `limit` bytes."""
+    rows = range(c.group, MOST + 1) or [c.group]
+
+    def need(r: int) -> int:
+        return peaks(preflight(m, replace(c, rows=r), *more))["rollout"]
+
+    return rows[max(0, bisect_right(rows, limit, key=need) - 1)]
 
 
 def room(device: torch.device) -> tuple[int, int] | None:
@@ -113,7 +136,10 @@ def room(device: torch.device) -> tuple[int, int] | None:
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
         return free, free
-    if device.type != "cpu" or not Path("/proc/meminfo").exists():
+    if device.type in ("cpu", "mps") and not Path("/proc/meminfo").exists():
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return total / 2, total  # a Mac: what is free it does not say, half is a guess
+    if device.type != "cpu":
         return None
     text = Path("/proc/meminfo").read_text() + Path("/proc/self/status").read_text()
     kib = {line.split(":")[0]: line.split()[1] for line in text.splitlines() if " kB" in line}
@@ -140,7 +166,7 @@ def container(folder: Path) -> tuple[float, float]:
 
 def advice(m: Shape, c, limit: int, *more) -> str:
     """The flags that bring a run of `c` below `limit` bytes: for each phase the least change that
-    does, in the dtype of `c` and, where that is not it, in bf16."""
+    does, in the dtype of `c` and, where that is not it, in bf16; else with AdamW in 8 bit."""
 
     def first(phase: str, tries: list[dict]) -> list[dict]:
         fits = (x for x in tries if peaks(preflight(m, replace(c, **x), *more))[phase] <= limit)
@@ -150,13 +176,17 @@ def advice(m: Shape, c, limit: int, *more) -> str:
         start = getattr(c, name)
         return [{name: max(low, start >> i)} for i in range(1, start.bit_length())]
 
-    ways = []
-    for dtype in [{}] if c.dtype == "bfloat16" else [{}, dict(dtype="bfloat16")]:
-        rows = first("rollout", [dtype | x for x in [{}, *halves("rows", c.group)]])
+    ways, kinds = [], [{}] if c.dtype == "bfloat16" else [{}, dict(dtype="bfloat16")]
+    small = [kind | dict(optimizer="adamw8") for kind in kinds] * (c.optimizer == "adamw")
+    for kind in kinds + small:
+        if kind in small and ways:  # it rounds: only where nothing else is enough
+            break
+        rows = first("rollout", [kind | x for x in [{}, *halves("rows", c.group)]])
         budgets, recompute = halves("microbatch", 1), dict(recompute=True)
-        work = first("update", [dtype])
-        work = work or first("update", [dtype | x for x in budgets])
-        work += first("update", [dtype | recompute | x for x in [{}, *budgets]]) * (work != [dtype])
+        work = first("update", [kind])
+        work = work or first("update", [kind | x for x in budgets])
+        if work != [kind] and not c.recompute:
+            work += first("update", [kind | recompute | x for x in [{}, *budgets]])
         ways += [r | w for r in rows for w in work]
     if not ways:
         return "no other flag is enough: a smaller model or --max-new, or a larger device"
@@ -168,28 +198,35 @@ def flags_of(changes: dict) -> str:
     return " ".join(f"--{k}" if v is True else f"--{k} {v}" for k, v in changes.items())
 
 
-def check(model: Transformer, world, splits: dict[str, list], c) -> str:
-    """The table to print before step 1, one line when all is below a GiB.  UserError when the
-    device cannot hold the run."""
+def check(
+    model: Transformer, world, splits: dict[str, list], c, training: bool = True
+) -> tuple[int, str]:
+    """(rows at a time, `c.rows` or what fits, and the table to print before step 1, one line when
+    all is below a GiB).  UserError when the device cannot hold the run."""
     m, device = model.shape, model.head_weight.device
-    longest = max(len(world.encode(p)) for some in splits.values() for p in some)
-    measured = max(len(splits[k][: c.eval_problems or None]) for k in ("val", "test"))
-    parts = preflight(m, c, device, longest, measured)
-    totals, has = peaks(parts), room(device)
+    longest = max((len(world.encode(p)) for some in splits.values() for p in some), default=1)
+    looked = [some[: c.eval_problems or None] for k, some in splits.items() if k != "train"]
+    measured = max(map(len, looked))
+    has, more = room(device), (device, longest, measured, training)
+    auto = "" if c.rows else ", --rows auto"
+    rows = c.rows or rows_that_fit(m, c, 0.9 * has[0] if has else 4 * GIB, *more)
+    c = replace(c, rows=rows)
+    parts = preflight(m, c, *more)
+    totals = {k: v for k, v in peaks(parts).items() if training or k == "rollout"}
     need = max(totals.values())
-    text = f"memory: {need / GIB:.2f} GiB at most"
+    text = f"memory: {need / GIB:.2f} GiB at most with {rows} rows at a time{auto}"
     if has:
         text += f", of {has[0] / GIB:.1f} free on {device}"
     if has and need > has[0]:
-        advised = advice(m, c, has[0], device, longest, measured)
+        advised = advice(m, c, has[0], *more)
         if need > has[1]:
             raise UserError(f"{text}: it cannot fit; {advised}")
         text += f": not now; {advised}"
     if need < GIB:
-        return text
-    rows = [f"  {'GiB':24s}" + "".join(f"{phase:>10s}" for phase in PHASES)]
+        return rows, text
+    table = [f"  {'GiB':24s}" + "".join(f"{phase:>10s}" for phase in totals)]
     for name, size in parts.items():
-        cells = (f"{size / GIB:.2f}" if name in names else "" for names in PHASES.values())
-        rows.append(f"  {name:24s}" + "".join(f"{x:>10s}" for x in cells))
-    rows.append(f"  {'together':24s}" + "".join(f"{x / GIB:10.2f}" for x in totals.values()))
-    return "\n".join([text, *rows])
+        cells = (f"{size / GIB:.2f}" if name in PHASES[phase] else "" for phase in totals)
+        table.append(f"  {name:24s}" + "".join(f"{x:>10s}" for x in cells))
+    table.append(f"  {'together':24s}" + "".join(f"{x / GIB:10.2f}" for x in totals.values()))
+    return rows, "\n".join([text, *table])

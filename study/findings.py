@@ -297,7 +297,8 @@ def continued(run: Run, problem: Any, starts: list[list[int]], K: int, seed: int
     most `max_new` tokens in all; one that has ended already is graded as it is."""
     c, tokenizer = run.c, run.world.tokenizer()
     out = np.zeros((len(starts), K))
-    going = [i for i, s in enumerate(starts) if s[-1] != tokenizer.eos and len(s) < c.max_new]
+    ends = {*tokenizer.stops.values()}
+    going = [i for i, s in enumerate(starts) if s[-1] not in ends and len(s) < c.max_new]
     for i in set(range(len(starts))) - set(going):
         out[i] = run.world.reward(problem, tokenizer.decode(starts[i]))
     if going:
@@ -448,7 +449,7 @@ def two_temperature(run: Run, f: Flags) -> dict:
             ):
                 found, _ = measure(model, run.world, problems, c, how)
                 low, high = found.pop("interval")
-                found.pop("arithmetic")
+                found.pop("arithmetic", None)
                 out[which].append(dict(t=t, low=low, high=high) | found)
                 bar.update()
     kind = "absolute" if absolute else f"percentile {f.percentile:g}"

@@ -4,6 +4,7 @@
 and the study alike.  `open_task` is the one place where flags become a model and problems.
 """
 
+import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from random import Random
@@ -15,16 +16,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import parallel
+from infra import files, weights
 from infra.files import UserError
 from infra.weights import check_room, from_pretrained, load_model, published
 from model import Shape, Transformer
 from rollout import Rollout, Sampling, colour_trace, generate
 from tasks import pretrain
 from tasks.countdown import Countdown
-from tasks.maths import TEMPLATES, Maths, read_problems, split_by_hash
+from tasks.maths import (
+    Maths,
+    normal,
+    only_text,
+    read_problems,
+    read_sets,
+    split_by_hash,
+    template_of,
+    told,
+)
 from tasks.tokenizer import Tokenizer, qwen_tokenizer, word_tokenizer
 
 World = Countdown | Maths
+SPLITS = ("train", "val", "test")
 PERCENTILES = (5, 25, 50, 75, 80, 85, 90, 95, 99)
 
 
@@ -62,7 +74,7 @@ def ask(
 
     `starts`, a list of ids for each problem, are beginnings of responses that are continued; they
     are part of the text and count towards `max_new`.  UserError where the model has no
-    probabilities.
+    probabilities; files.Stopped, on all ranks, when a signal to stop came to any.
     """
     ranks, tokenizer = parallel.here(), world.tokenizer()
     starts = starts or [[]] * len(problems)
@@ -70,7 +82,10 @@ def ask(
     mine = range(ranks.dp_rank, len(problems), ranks.dp)  # each dp rank asks every dp-th problem
     prompts = [world.encode(problems[i]) + starts[i] for i in mine]
     numbers = [i if numbers is None else numbers[i] for i in mine]
-    samples = generate(model, prompts, k, room, tokenizer.eos, how, seed, numbers, rows, progress)
+    stops = tokenizer.stops.values()
+    samples = generate(model, prompts, k, room, stops, how, seed, numbers, rows, progress)
+    if ranks.any(files.stopping()):
+        raise files.Stopped
     if not (samples.logprobs.isfinite().all() and samples.entropy.isfinite().all()):
         raise UserError("the model's probabilities are not finite: damaged weights, or a high --lr")
     texts, rewards = [], []
@@ -111,21 +126,46 @@ def measure(
     progress: bool = False,
 ) -> tuple[dict, Rollout]:
     """`c.eval_k` samples of each of the first `c.eval_problems`, by default at T=1, always with the
-    same random numbers: accuracy with its 95% interval over clusters of problems, share of true
-    statements, mean length, truncated share; the samples."""
+    same random numbers: accuracy with its 95% interval over clusters of problems, mean length,
+    truncated share, in the small world the share of true statements; the samples."""
     problems, k = problems[: c.eval_problems or None], c.eval_k
     seed = seed_of("measure")
     samples, texts, rewards = ask(
         model, world, problems, k, c.max_new, how, seed, rows=c.rows, progress=progress
     )
     statements = [ok for text in texts for ok in world.statements(text)]
-    return dict(
+    found = dict(
         accuracy=float(rewards.double().mean()),
         interval=interval(rewards.double().view(-1, k).mean(1), map(world.cluster, problems)),
-        arithmetic=sum(statements) / max(len(statements), 1),
         length=samples.lengths().float().mean().item(),
         truncated=1 - samples.finished.float().mean().item(),
-    ), samples
+    )
+    if isinstance(world, Countdown):
+        found["arithmetic"] = sum(statements) / max(len(statements), 1)
+    return found, samples
+
+
+def validate(model: Transformer, world: World, splits: dict[str, list], c: Any) -> dict[str, float]:
+    """The columns of the log about the sets of --eval-data, or else about the held-out "val"."""
+    out = {}
+    for name in [k for k in splits if k not in SPLITS] or ["val"] * bool(splits["val"]):
+        found, _ = measure(model, world, splits[name], c)
+        found["low"], found["high"] = found.pop("interval")
+        out |= {f"{name}_{k}": v for k, v in found.items()}
+    return out
+
+
+def why_nothing(line: dict, c: Any) -> str:
+    """Why a step with this line of metrics had nothing to learn from, and what to do."""
+    if line["accuracy"] == 0 and line["truncated"] > 0.9:
+        why = f"all were cut at --max-new {c.max_new}: raise it, or check the --template"
+    elif line["accuracy"] == 0:
+        why = "all answers were wrong: check the --template and its --verifier, or easier problems"
+    elif line["accuracy"] == 1:
+        why = "all answers were right: take harder problems"
+    else:
+        why = "each prompt's answers were all right or all wrong: more --prompts, or --group"
+    return f"no group was mixed, nothing to learn from: {why}"
 
 
 # ---------------------------------------------------------------------- what was sampled, in words
@@ -194,7 +234,7 @@ def describe(
     percentiles = "  ".join(f"{p} {d[p]:.3f}" for p in ("p50", "p80", "p90", "p99"))
     lines = {
         "accuracy": f"{found['accuracy']:.3f}  95% interval [{low:.3f}, {high:.3f}]",
-        "arithmetic": f"{found['arithmetic']:.3f} of its statements are true",
+        "arithmetic": f"{found.get('arithmetic', 0):.3f} of its statements are true",
         "length": f"{found['length']:.1f} tokens, {found['truncated']:.0%} are cut off",
         "entropy": f"mean {d['mean']:.3f} nats over {len(samples.entropy):,} tokens; percentiles "
         + percentiles,
@@ -204,17 +244,28 @@ def describe(
         "least forking": row(words[::-1]),
         "a trace": trace.strip(),
     }
+    if "arithmetic" not in found:
+        del lines["arithmetic"]
     return "\n  ".join([title, *(f"{name:15s} {text}" for name, text in lines.items())])
 
 
 def show(
-    which: str, model: Transformer, world: World, problems: list, c: Any
+    which: str, model: Transformer, world: World, problems: list, c: Any, keep: Path | None = None
 ) -> dict[str, tuple[dict, Rollout]]:
     """Measure the "base" or the "final" model on test problems and print the table: {which: (what
-    was found, samples)}, empty where there are no problems."""
+    was found, samples)}, empty where there are no problems.  What is in the file `keep` is not
+    measured again."""
     if not problems:
         return {}
+    asked = repr((c.eval_k, problems[: c.eval_problems or None]))
+    kept = weights.load(keep) if keep and keep.exists() else {}
+    if kept.get("asked") == asked:
+        print(f"{which} model, test split: accuracy {kept['found']['accuracy']:.3f}, as measured")
+        return {which: (kept["found"], Rollout(**kept["samples"]))}
     found, samples = measure(model, world, problems, c, progress=True)
+    if keep:
+        on_cpu = {k: x.cpu() for k, x in vars(samples).items()}
+        weights.save(keep, dict(asked=asked, found=found, samples=on_cpu))
     trained = f"after RLVR, --keep {c.keep} --rho {c.rho:g}"
     title = f"{'base model' if which == 'base' else trained}, test split"
     print("\n" + describe(title, found, samples, world.tokenizer()), flush=True)
@@ -250,8 +301,15 @@ def open_model(
         return model, word_tokenizer(words)
     if (folder / "metrics.jsonl").exists():
         raise UserError(f"{folder} is a run that has not ended: fork_gpt.py --resume {folder}")
+    if not folder.exists():
+        hub = re.fullmatch(r"(?:[\w.-]+/)?(Qwen3-[\w.-]+)|[\w.-]+/([\w.-]+)", str(folder))
+        name = hub and (hub[1] or hub[2])
+        id_ = f"Qwen/{name}" if "/" not in str(folder) else folder
+        get = f"; to download it: hf download {id_} --local-dir {name}" if hub else ""
+        raise UserError(f"{folder}: no such folder{get}")
     if not (folder / "config.json").exists():
         raise UserError(f"{folder}: no model there: neither model.pt nor a published config.json")
+    weights.read_shape(folder / "config.json")  # what is no Qwen3 is said before its tokenizer
     tokenizer = qwen_tokenizer(folder, eos)
 
     def build(shape: Shape) -> Transformer:
@@ -272,8 +330,8 @@ def open_world(
     """The model that --model names and the world it is to be asked in.  UserError where the two do
     not fit."""
     if not c.data and not (Path(c.model) / "model.pt").exists():
-        raise UserError(f"{c.model}: no model of the small world there; others need --data")
-    eos = TEMPLATES[c.template].eos if c.data else None
+        raise UserError(f"{c.model}: no model of the small world there; others need --data FILE")
+    eos = template_of(c.template).eos if c.data else None
     model, tokenizer = open_model(c.model, device, eos, dtype)
     if not c.data:
         world = countdown_of(c)
@@ -283,7 +341,7 @@ def open_world(
     if tokenizer.words:
         raise UserError(f"{c.model} is a model of the small world: it cannot read --data")
     check_room(c.model, c.max_prompt + c.max_new)
-    return model, Maths(tokenizer, c.template, c.verifier)
+    return model, Maths(tokenizer, c.template, c.verifier, c.system)
 
 
 def fitting(world: Maths, problems: Sequence, max_prompt: int) -> list:
@@ -310,11 +368,20 @@ def open_task(
             model, _ = open_model(folder, device, dtype=dtype)
         return model, world, splits, earlier
     problems, counts = read_problems(c.data.split(","), c.skip_bad)
+    measured = read_sets(c.eval_data, c.skip_bad)
     model, world = open_world(c, device, dtype)
     fit = fitting(world, problems, c.max_prompt)
-    counts["too long"] = len(problems) - len(fit)
-    print(f"{c.data}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
+    counts |= {"too long": len(problems) - len(fit)}
+    counts |= {"right only as spelled": sum(only_text(p.answer) for p in fit)}
+    print(f"{c.data}: {told(counts)}; python -m tasks.maths {c.data} says more")
     splits = split_by_hash(fit, c.holdout)
     if not splits["train"]:
         raise UserError(f"{c.data}: no problem left to train on; see the counts above")
-    return model, world, splits, earlier
+    trained = {normal(p.question) for p in splits["train"]}
+    for name, some in measured.items():
+        measured[name] = fitting(world, some, c.max_prompt)
+        if both := sum(normal(p.question) in trained for p in some):
+            print(f"--eval-data {name}: {both} of its {len(some)} problems are trained on")
+    if measured:
+        splits["test"] = [p for some in measured.values() for p in some]
+    return model, world, splits | measured, earlier

@@ -112,6 +112,7 @@ TEMPLATES = {
     "instruct": Template(CHAT, "<|im_end|>", BOXES),
     "thinking": Template(f"{CHAT}<think>\n", "<|im_end|>", BOXES, thinks=True),
 }
+FORMS = (*TEMPLATES, "FILE")  # what --template may be
 
 
 @cache
@@ -188,6 +189,13 @@ class Maths:
     def tokenizer(self) -> Tokenizer:
         return self.vocabulary
 
+    def generation(self, temperature: float) -> dict:
+        """A generation_config.json for what was trained in this template: where a text ends, and
+        that tokens are drawn from the whole distribution."""
+        ends = [self.vocabulary.eos, *self.vocabulary.stops.values()]
+        out = dict(eos_token_id=list(dict.fromkeys(ends)), do_sample=True)
+        return out | dict(temperature=temperature, top_p=1.0, top_k=0)
+
     def encode(self, problem: MathProblem) -> list[int]:
         """The prompt's ids; special tokens that the question spells out stay plain text."""
         data = dict(problem=problem.question, system=self.system)
@@ -239,13 +247,13 @@ class Maths:
         return said if ended and "<think>" not in said else ""
 
 
-def _normal(question: str) -> str:
+def normal(question: str) -> str:
     """What makes two questions one: NFC, and each run of whitespace a single space."""
     return " ".join(unicodedata.normalize("NFC", question).split())
 
 
 def _hash(question: str) -> str:
-    return hashlib.sha256(_normal(question).encode()).hexdigest()
+    return hashlib.sha256(normal(question).encode()).hexdigest()
 
 
 def _equal(a: str, b: str) -> bool:
@@ -311,7 +319,7 @@ def _read(paths: Iterable[str | Path]) -> tuple[list[MathProblem], dict[str, int
             try:
                 record = _record(row)
                 problem = MathProblem(_question(record), _answer(record), set_name(path))
-                answer, key = _short(problem.answer), _normal(problem.question)
+                answer, key = _short(problem.answer), normal(problem.question)
                 if key not in seen:
                     if not verify.grade(f"\\boxed{{{problem.answer}}}", problem.answer):
                         raise Bad("unverifiable", f"the answer {answer} cannot be verified")
@@ -332,6 +340,19 @@ def _read(paths: Iterable[str | Path]) -> tuple[list[MathProblem], dict[str, int
     return [problem for problem, _ in seen.values()], counts | dict(kinds), bad
 
 
+def read_sets(paths: str, skip_bad: bool = False) -> dict[str, list[MathProblem]]:
+    """The problems of some files, named by commas, under the names of their sets.  UserError for
+    two files of one name."""
+    sets = {}
+    for path in paths.split(",") if paths else ():
+        name = set_name(path)
+        if name in sets or not path or name in ("train", "val", "test", "average"):
+            raise UserError(f"{path!r}: every set needs a name of its own, and {name!r} is none")
+        sets[name], counts = read_problems([path], skip_bad)
+        print(f"{path}: {told(counts)}")
+    return sets
+
+
 def told(counts: dict[str, int]) -> str:
     """Counts in words."""
     return ", ".join(f"{n:,} {what}" for what, n in counts.items())
@@ -347,8 +368,8 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         with open(path, "rb") as file:
             start = file.read(200).lstrip(b"\xef\xbb\xbf \t\r\n")
-        if start.startswith(b"version https://git-lfs"):
-            raise UserError(f"{path}: is a git-lfs pointer, not the file: git lfs pull gets it")
+        if start.startswith(files.POINTER):
+            files.read_bytes(path)  # says so
         if start.startswith(b"[") and path.stat().st_size <= files.SIZE_LIMIT:
             data = path.read_bytes()
             try:

@@ -153,7 +153,9 @@ def qwen_tokenizer(folder: str | Path, eos: str | None = None) -> Tokenizer:
             raise UserError(f"{folder}: has neither tokenizer.json nor vocab.json")
         vocab = read_json(vocab_at)
         try:
-            lines = read_bytes(merges_at).decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
+            lines = (
+                read_bytes(merges_at).decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
+            )
         except UnicodeDecodeError as e:
             raise UserError(f"{merges_at}: is not UTF-8 at byte {e.start}") from None
         merges = lines[1:] if lines[0].startswith("#version") else lines

@@ -132,7 +132,10 @@ def test_files_equal_the_librarys_both_ways(dtype, tmp_path):
         assert torch.equal(found, tensors[name])
     module.write_safetensors(tmp_path / "ours", sizes, tensors.get, dtype)
     assert all(torch.equal(x, tensors[n]) for n, x in load_file(tmp_path / "ours").items())
-    del tensors["é\n"], sizes["é\n"]  # how JSON escapes is a choice; without escapes the bytes are equal
+    del (
+        tensors["é\n"],
+        sizes["é\n"],
+    )  # how JSON escapes is a choice; without escapes the bytes are equal
     save_file(tensors, tmp_path / "theirs", {"format": "pt"})
     module.write_safetensors(tmp_path / "ours", sizes, tensors.get, dtype)
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
@@ -585,7 +588,9 @@ def test_loading_and_saving_take_the_weights_once(tmp_path):
     kinds = "float32-float32", "bfloat16-bfloat16", "bfloat16-float32"
     args = [sys.executable, "-c", PEAK, str(ROOT), str(tmp_path), *kinds]
     env = os.environ | dict(MALLOC_MMAP_THRESHOLD_="65536")  # what is freed leaves at once
-    done = subprocess.run(args, capture_output=True, text=True, check=True, timeout=PATIENCE, env=env)
+    done = subprocess.run(
+        args, capture_output=True, text=True, check=True, timeout=PATIENCE, env=env
+    )
     for line, kind in zip(done.stdout.splitlines(), kinds, strict=True):
         size, loaded, saved = map(float, line.split())
         print(f"{kind}: {size / 1e6:.0f} MB, peak {loaded:.3f}, {saved:.3f}")
