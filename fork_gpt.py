@@ -51,6 +51,7 @@ import parallel
 from infra import files, flags, memory, weights
 from infra.files import UserError
 from infra.flags import flag
+from infra.plan import Plan, plan
 from model import Transformer
 from rollout import Rollout, Sampling
 from tasks.ask import (
@@ -236,7 +237,8 @@ def update(
     """
     ranks, lengths = parallel.here(), samples.cu_seqlens.diff().tolist()
     parts, real = parallel.microbatches(lengths, which, c.microbatch)  # after `real`: no tokens
-    packed = [samples.sequences(part) for part in parts]
+    device = next(model.parameters()).device
+    packed = [samples.sequences(part, device) for part in parts]
     # The current policy's entropies.  The policy of the first update is the sampler, which noted
     # them; after that it has moved, and one pass without gradient finds them.
     if first or c.entropy == "rollout" or c.keep in ("all", "random"):
@@ -248,12 +250,13 @@ def update(
         raise UserError("the policy's entropies are not finite; start again with a lower --lr")
     # One threshold for the whole mini-batch, on all ranks: a threshold for each micro-batch would
     # depend on how memory happens to cut the batch.
-    pools = [(h, samples.drawn(p)) for h, p in zip(entropies[:real], parts[:real], strict=True)]
-    none = entropies[0][:0], samples.drawn([])
+    drawn = [samples.drawn(part).to(device) for part in parts]
+    pools = [*zip(entropies[:real], drawn[:real], strict=True)]
+    none = entropies[0][:0], drawn[0][:0]
     entropy, number = (torch.cat(x) for x in zip(none, *pools, strict=True))  # (n,) each
     N = int(samples.lengths()[which].sum())
     scope = [(*pool, None) for pool in pools] if c.pool == "microbatch" else [(entropy, number, N)]
-    lot = torch.rand(len(samples.entropy), generator=lots).to(entropy.device)
+    lot = torch.rand(len(samples.entropy), generator=lots).to(device)
     kept = [keep_mask(c, h, lot[x], x, n) for h, x, n in scope]
     mask = torch.cat([torch.zeros_like(none[0], dtype=torch.bool), *(m for m, _ in kept)])  # (n,)
     # Counts of the whole step, not means of micro-batch means: every kept token weighs the same.
@@ -269,7 +272,7 @@ def update(
     for part, p, m in zip(parts, packed, masks, strict=True):
         # Only kept rows meet the vocabulary: the logits are the largest tensor of the step.
         logprobs, _ = model(*p.scored(m), c.temperature)  # (K,)
-        A = advantages[part].repeat_interleave(p.lengths())[m]  # (K,)
+        A = advantages[part].to(device).repeat_interleave(p.lengths())[m]  # (K,)
         terms, _ = surrogate(logprobs, p.logprobs[m], A, c)  # (K,)
         objective = terms.sum() / denominator
         (-objective).backward()
@@ -369,9 +372,9 @@ def collect(
         rounds.append(samples)
         found = torch.cat((found, correct))  # (P * G,)
     samples = Rollout.join(rounds)
-    lengths, ended = samples.lengths().cpu(), samples.finished.float()
+    lengths, ended = samples.lengths(), samples.finished.float()
     rewards = found + overlong_penalty(lengths, c.max_new, c.overlong)
-    advantages = group_advantages(rewards, G).to(samples.tokens.device)
+    advantages = group_advantages(rewards, G)
     groups = mixed(found, G).nonzero()[:, 0].tolist()
     metrics = dict(reward=rewards.mean().item(), accuracy=found.mean().item())
     metrics |= dict(truncated=(1 - ended).mean().item(), length=lengths.float().mean().item())
@@ -381,8 +384,10 @@ def collect(
 
 def step(state: State, world: World, problems: list, c: Config) -> dict:
     """One rollout and its optimizer updates; returns the line of metrics."""
-    clock, cpu = time.perf_counter(), time.process_time()
+    clock, cpu, ranks = time.perf_counter(), time.process_time(), parallel.here()
+    ranks.doing(f"rollout of step {state.step + 1}")
     samples, advantages, groups, metrics = collect(state, world, problems, c)
+    ranks.doing(f"update of step {state.step + 1}")
     sampled, done, norms = time.perf_counter(), [], []
     n = min(c.updates, len(groups))  # 0 when no group was mixed: nothing to learn from
     for u in range(n):
@@ -449,7 +454,7 @@ def run(c: Config, stop: Callable[[], bool]) -> dict:
     with parallel.joined(c.tp, device) as ranks:
         folder = claim_folder(c, write=False)  # refuse early; what cannot open leaves nothing
         model, world, splits, earlier = open_task(c, device, stop)
-        print(memory.check(model, world, splits, c))
+        print(memory.check(model, world, splits, c, ranks.dp))
         log = files.Log(folder, c.wandb, c.tensorboard)
         claim_folder(c)
         counts = ", ".join(f"{len(p)} {k} problems" for k, p in splits.items())
@@ -524,9 +529,12 @@ def start(argv: list[str]) -> int:
     """The command line: one run, or with --eval or --arms the study's own commands."""
     from study import arms, evaluate  # they stand above the loop and import it
 
-    kinds = (Config, evaluate.Evaluation, arms.Comparison)
+    kinds = (Config, Plan, evaluate.Evaluation, arms.Comparison)
     given = flags.parse(kinds, argv, "fork_gpt.py", __doc__.partition("One step:")[0])
-    evaluation, comparison = (flags.take(kind, given) for kind in kinds[1:])
+    planned, evaluation, comparison = (flags.take(kind, given) for kind in kinds[1:])
+    if planned.plan:
+        print(plan(configure(given), planned))
+        return 0
     if evaluation.eval:
         return evaluate.main(evaluation, given, argv)
     if comparison.arms:

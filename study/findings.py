@@ -234,7 +234,8 @@ def states_of(folder: Path, step: int, model: Transformer) -> dict[int, Path | d
 def rescore(model: Transformer, samples: Rollout, temperature: float = 1.0) -> Tensor:
     """The entropies (n,) fp32 of all response tokens under `model`, teacher-forced."""
     n = len(samples.finished)
-    parts = (samples.sequences(range(i, min(i + 16, n))) for i in range(0, n, 16))
+    device = model.head_weight.device
+    parts = (samples.sequences(range(i, min(i + 16, n)), device) for i in range(0, n, 16))
     return torch.cat([model(*p.scored(), temperature)[1] for p in parts]).cpu()
 
 
@@ -244,8 +245,9 @@ def alternatives(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Teacher-forced, for each response token: its probability (N,), the entropy (N,) and the `n`
     likeliest tokens' probabilities and ids, (N, n) each, of softmax(logits.float() / T)."""
-    tokens, cu_seqlens, rows, targets = samples.scored()
     weight, out = model.head_weight[: model.n_vocab], []
+    whole = samples.sequences(range(len(samples.finished)), weight.device)
+    tokens, cu_seqlens, rows, targets = whole.scored()
     h = model.hidden(tokens, cu_seqlens)[rows]  # (N, n_embd)
     for x, y in zip(h.split(256), targets.split(256), strict=True):
         logp = (at_least_fp32(F.linear(x, weight)) / temperature).log_softmax(-1)  # (256, V)
@@ -270,7 +272,7 @@ def gradients(
     out, end = torch.zeros(len(masks), 2, size), 0
     for g in tqdm(range(len(advantages) // G), desc="anatomy", unit="group", leave=False):
         which = list(range(g * G, (g + 1) * G))
-        s = samples.sequences(which)
+        s = samples.sequences(which, model.head_weight.device)
         logprobs, _ = model(*s.scored(), T)  # (K,)
         terms = logprobs * advantages[which].to(logprobs).repeat_interleave(s.lengths())
         start, end = end, end + len(terms)
