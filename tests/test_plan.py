@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import fork_gpt  # noqa: E402
 import model as network  # noqa: E402
 import parallel  # noqa: E402
 from fork_gpt import Config  # noqa: E402
@@ -130,7 +131,7 @@ def test_32b_needs_what_the_plan_says(found):
 
 
 def test_the_collectives_are_those_that_parallel_py_names(found):
-    """Of L blocks, with activation checkpointing and a head of two chunks that are computed twice."""
+    """Of L blocks, with activation checkpointing and a head of two chunks, computed twice."""
     L, chunks = SHAPE.n_layer, 2
     decode = dict(allgather_base=L + 1, allreduce=2 * L + 1, allgather=1)  # weights once a rollout
     assert found["calls of a decode step"] == decode
