@@ -339,7 +339,7 @@ class State:
         if saved["problems"] != self.problems:
             raise UserError(f"{path} was trained on other problems than there are now: see --data")
         self.step, self.n_updates, self.position = map(saved.get, ("step", "n_updates", "position"))
-        for moments in self.optimizer.state.values():
+        for moments in filter(None, self.optimizer.state.values()):  # SGD has none
             moments["step"].fill_(self.n_updates)
         self.clock.add(**saved["clock"])
         parallel.copy_weights(self.model, self.policy)

@@ -14,14 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_run import ROOT, SMALL, config, metrics, same
+from common import PATIENCE, ROOT, SMALL, config, seeded
+from test_run import checkpoint, metrics, same
 
 import fork_gpt
-from fork_gpt import Config, columns, top_entropy, update
-from infra import files, weights
+from fork_gpt import Config
+from infra import files
 from infra.flags import parse, take
-from model import Shape, Transformer
-from rollout import generate
 from study import arms, report
 from study.arms import Comparison, Job, plan
 from tasks import pretrain
@@ -48,9 +47,9 @@ def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("arms")
     (folder / "die.py").write_text(
         "import os, sys, fork_gpt\n"
-        "at, whole = 2 if '--resume' not in sys.argv and 'top-' in str(sys.argv) else 99, None\n"
+        "at = 2 if '--seed=6' in sys.argv and 'optimizer=sgd' in str(sys.argv) else 99\n"
         "def step(state, *args):\n"
-        "    if state.step == at and state.generator.initial_seed() == 6: os.kill(os.getpid(), 9)\n"
+        "    if state.step == at: os.kill(os.getpid(), 9)\n"
         "    return whole(state, *args)\n"
         "fork_gpt.step, whole = step, fork_gpt.step\n"
         "sys.exit(fork_gpt.main(sys.argv[1:]))\n"
@@ -67,7 +66,7 @@ def compared(tmp_path_factory):
                 n.setattr(sys, "stderr", err)
                 code = fork_gpt.main([*ARMS, *SMALL, "--steps", "3", "--out", "cmp"])
             count = len(
-                json.loads(Path("cmp/data/comparison.json").read_text())["arms"][0]["seeds"]
+                json.loads(Path("cmp/data/comparison.json").read_text())["arms"][1]["seeds"]
             )
             printed.append((code, Path("err").read_text(), count))
     assert drawn == [Path("cmp")] * 2
@@ -77,7 +76,7 @@ def compared(tmp_path_factory):
 def test_a_child_that_dies_is_named_and_the_others_go_on(compared):
     folder, ((code, err, count), _) = compared
     assert code == 2 and count == 1
-    assert f"{NAMES[2]} failed (signal 9)" in err and f"see cmp/{NAMES[2]}.log" in err
+    assert f"{NAMES[3]} failed (signal 9)" in err and f"see cmp/{NAMES[3]}.log" in err
     assert "1 of 4 runs failed; to try again: python fork_gpt.py --arms 'top rho=0.3" in err
     assert err.count("failed (") == 1
 
@@ -86,16 +85,16 @@ def test_the_same_command_again_finishes_as_if_nothing_had_happened(compared, mo
     """Every run equals that of the single command, bit for bit: the one that died, too."""
     folder, (_, (code, err, count)) = compared
     assert code == 0 and count == 2 and "failed" not in err
-    assert "continuing after step 2 of 3" in (folder / f"cmp/{NAMES[2]}.log").read_text()
+    assert "continuing after step 2 of 3" in (folder / f"cmp/{NAMES[3]}.log").read_text()
     for name in NAMES:
         log = (folder / f"cmp/{name}.log").read_text()
         assert "pretrain:" not in log  # two children at once would both make the base
-        assert log.count("base model, test split") == 1 + (name == NAMES[2])  # finished: left alone
+        assert log.count("base model, test split") == 1 + (name == NAMES[3])  # finished: left alone
     monkeypatch.chdir(folder)
     for i, flags in enumerate((["top", "--rho", "0.3"], ["bottom", "--optimizer", "sgd"]) * 2):
         lr = ["--lr", "0.5"] if i % 2 else []
         line = [*SMALL, "--steps", "3", "--keep", *flags, *lr, "--seed", str(5 + i // 2)]
-        fork_gpt.run(config([*line, "--out", f"one/{i}"]), lambda: False)
+        fork_gpt.run(config(*line, "--out", f"one/{i}"), lambda: False)
         same(folder / f"one/{i}", folder / "cmp" / NAMES[i])
     learned = [line["groups"] for i in range(4) for line in metrics(folder / f"one/{i}")]
     assert sum(map(bool, learned)) > 8, "nothing was learned from: a weak test"
@@ -109,8 +108,8 @@ def test_the_record_is_that_of_the_runs(compared):
     assert len({path.read_bytes() for path in both}) == 1
     one = json.loads((folder / NAMES[0] / "summary.json").read_text())
     assert record["base"]["accuracy"] == one["test_accuracy_base"]
-    assert record["n_problems"] == len(countdown_of(config(SMALL)).splits()["test"])
-    assert record["k"] == 1 and [arm["flags"] for arm in record["arms"]] == [
+    assert record["n_problems"] == len(countdown_of(config(*SMALL)).splits()["test"])
+    assert record["k"] == 2 and [arm["flags"] for arm in record["arms"]] == [
         "",
         "optimizer=sgd lr=0.5",
     ]
@@ -144,11 +143,11 @@ def test_ctrl_c_saves_every_child_and_says_how_to_go_on(compared, tmp_path):
         assert p.poll() is None, p.stderr.read()
         time.sleep(0.05)
     os.killpg(p.pid, signal.SIGINT)
-    err = p.communicate(timeout=60)[1]
+    err = p.communicate(timeout=PATIENCE)[1]
     assert p.returncode == 130 and "Traceback" not in err and "failed" not in err
     assert "to continue: python fork_gpt.py --arms all,top --seeds=1" in err
     for log in logs:
-        saved = weights.load(log.parent / "checkpoint.pt")["step"]
+        saved = checkpoint(log.parent)["step"]
         assert saved == len(log.read_text().splitlines()) >= 2
         assert "to continue: python fork_gpt.py" in Path(f"{log.parent}.log").read_text()
     with open(tmp_path / "cmp/lock") as lock:  # free: no child is left
@@ -176,10 +175,8 @@ def test_the_lock_lasts_as_long_as_any_child(tmp_path, monkeypatch):
 
 def test_arms_become_command_lines():
     out, jobs, runs = planned(
-        *"--steps 9 --arms=top,top\trho=0.1,bottom optimizer=sgd lr=5 --seeds 2 --jobs 3 --seed 7 "
-        "--lr 1e-3".replace(" o", "\no")
-        .replace(" l", "\nl")
-        .split(" ")
+        "--arms=top,top\trho=0.1,bottom optimizer=sgd\nlr=5",
+        *"--steps 9 --seeds 2 --jobs 3 --seed 7 --lr 1e-3".split(),
     )
     assert jobs == 3 and [r.config.seed for r in runs] == [7, 7, 7, 8, 8, 8]
     assert [r.arm for r in runs[:3]] == ["top", "top rho=0.1", "bottom optimizer=sgd lr=5"]
@@ -189,7 +186,7 @@ def test_arms_become_command_lines():
     folder = str(out / "bottom-optimizer-sgd-lr-5-seed7")
     assert third == replace(first, keep="bottom", optimizer="sgd", lr=5.0, out=folder)
     for run in runs:
-        assert config(list(run.argv)) == run.config
+        assert config(*run.argv) == run.config
     assert out == Path("runs/arms-top-top-rho-0.1-bottom-optimizer-sgd-lr-5")
     assert len(planned("--arms", "top")[2]) == 3
     assert planned("--arms", "top", "--threads", "999")[1] == 1
@@ -250,8 +247,7 @@ def test_student_against_the_printed_table():
 
 
 def test_curve_and_interval_against_slow_ones():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(3, 5, 2, generator=generator, dtype=torch.float64)
+    x = torch.rand(3, 5, 2, generator=seeded(), dtype=torch.float64)
     logs = [
         [dict(step=i + 1, accuracy=a.item(), cpu_seconds=s.item()) for i, (a, s) in enumerate(log)]
         for log in x
@@ -276,7 +272,7 @@ def test_curve_and_interval_against_slow_ones():
 
 def test_interval_covers_the_true_mean_as_often_as_it_says():
     """A bootstrap over three seeds would cover some 75%."""
-    x = torch.randn(3, 4000, generator=torch.Generator().manual_seed(1)).numpy() + 2
+    x = torch.randn(3, 4000, generator=seeded(1)).numpy() + 2
     _, low, high = arms.mean_interval(x)
     assert ((low < 2) & (2 < high)).mean() == pytest.approx(0.95, abs=0.01)
 
@@ -339,73 +335,3 @@ def test_table_puts_the_paper_beside_only_its_own_arms():
     assert cells[3] == [*row.split("|"), "54.23 / 64.39 / 70.69"]
     assert [row[-1] for row in cells[4:]] == ["none"] * 3 and cells[6][3] == "-0.010"
     assert len({len(line) for line in text.splitlines()[2:9]}) == 1
-
-
-# ---------------------------------------------------------------------------------- the controls
-
-
-def test_sgd_is_p_minus_lr_g_and_nothing_else():
-    """No momentum over steps, and no decay, of matrices or norms."""
-    model = Transformer(Shape(16, 1, 2, 1, 8, 24, 31)).init_weights()
-    optimizer = pretrain.make_optimizer(model, 0.3, 0.1, 0.999, "sgd")
-    generator = torch.Generator().manual_seed(0)
-    for lr in (0.3, 0.2):
-        for group in optimizer.param_groups:  # as the warm-up does
-            group["lr"] = lr
-        want = []
-        for p in model.parameters():
-            p.grad = torch.randn(p.shape, generator=generator)
-            want.append(p.detach() - lr * p.grad)
-        optimizer.step()
-        for p, w in zip(model.parameters(), want, strict=True):
-            assert torch.allclose(p, w, rtol=0, atol=1e-6)
-
-
-def test_sgd_resumes_bit_for_bit(compared, tmp_path, monkeypatch):
-    (tmp_path / "runs").symlink_to(compared[0] / "runs")
-    monkeypatch.chdir(tmp_path)
-    line = [*SMALL, "--steps", "3", "--keep", "bottom", "--optimizer", "sgd", "--lr", "0.5"]
-    calls = iter([False, True])
-    with pytest.raises(KeyboardInterrupt):
-        fork_gpt.run(config([*line, "--out", "y"]), lambda: next(calls))
-    assert weights.load(tmp_path / "y/checkpoint.pt")["step"] == 2
-    fork_gpt.run(config(["--resume", "y"]), lambda: False)
-    same(compared[0] / "cmp" / NAMES[1], tmp_path / "y")
-
-
-@pytest.mark.parametrize("keep", ["top", "bottom"])
-def test_pool_overlap_is_counted_over_the_mini_batch(keep):
-    model = Transformer(Shape(16, 2, 4, 2, 8, 24, 37)).init_weights()
-    generator = torch.Generator().manual_seed(0)
-    samples = generate(model, [[1, 2], [3], [4, 5], [6]], 1, 17, 0, generator=generator)
-    c = replace(Config(), keep=keep, microbatch=1, pool="microbatch")
-    A, which = torch.tensor([1.0, -1.0, 0.5, 2.0]), list(range(4))
-    done = update(model, samples, A, which, c, None, first=True)
-    h, order = done.entropy, sum(samples.microbatches(which, 1), [])
-    lengths = [samples.lengths().tolist()[i] for i in order]
-    wide = set(h.sort(descending=True).indices[: math.ceil(0.2 * len(h))].tolist())
-    narrow, start = set(), 0
-    for n in lengths:
-        own = h[start : start + n].sort(descending=True).indices[: math.ceil(round(0.2 * n, 6))]
-        narrow |= {start + i for i in own.tolist()}
-        start += n
-    if keep == "bottom":
-        narrow, wide = (set(range(len(h))) - s for s in (narrow, wide))
-    assert set(done.mask.nonzero()[:, 0].tolist()) == narrow
-    shared = columns([done], [1.0], c)["pool_overlap"]
-    assert shared == pytest.approx(len(narrow & wide) / len(narrow)) and shared < 1
-    assert top_entropy(h, 0.2)[0].sum() == math.ceil(0.2 * len(h))
-
-
-def test_pool_overlap_is_logged_where_two_pools_differ(compared, tmp_path, monkeypatch):
-    (tmp_path / "runs").symlink_to(compared[0] / "runs")
-    monkeypatch.chdir(tmp_path)
-    line = [*SMALL, "--steps", "3", "--eval-every", "0", "--pool", "microbatch", "--microbatch=40"]
-    for keep in ("top", "random"):
-        fork_gpt.run(config([*line, "--keep", keep, "--out", keep]), lambda: False)
-    lines = metrics(tmp_path / "top")
-    assert all(line.keys() == lines[0].keys() for line in lines)
-    learned = [line["pool_overlap"] for line in lines if line["groups"]]
-    assert learned and all(0.3 < x < 1 for x in learned)
-    assert "pool_overlap" not in metrics(tmp_path / "random")[0]
-    assert "pool_overlap" not in metrics(compared[0] / "cmp" / NAMES[0])[0]

@@ -14,18 +14,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from common import PATIENCE, ROOT, random_model, save_small
 
 import fork_gpt
 import rollout
 from infra import files, flags, weights
-from model import SIZES, Transformer
+from model import SIZES
 from study import evaluate
 from study.evaluate import Evaluation, majority, pass_at, score, set_table, summarise
 from tasks import ask
 from tasks.ask import interval
 from tasks.countdown import Countdown
 
-ROOT = Path(__file__).resolve().parent.parent
 WORLD = Countdown()
 
 
@@ -110,11 +110,12 @@ def test_score_of_one_problem():
 
 def test_summary_of_a_set():
     scores = [{"avg@2": x, "arithmetic": y} for x, y in ((0.5, None), (1.0, 0.75), (0.0, None))]
-    found = summarise(scores)
-    assert found["avg@2"] == dict(mean=0.5, interval=interval([0.5, 1.0, 0.0]))
+    found = summarise(scores, ["a", "b", "a"])
+    assert found["avg@2"] == dict(mean=0.5, interval=interval([0.5, 1.0, 0.0], "aba"))
     assert found["arithmetic"] == dict(mean=0.75, interval=None)  # one problem: no interval
-    assert summarise(scores[:1]) == {"avg@2": dict(mean=0.5, interval=None)}
-    assert summarise([]) == {}
+    assert summarise(scores[::2], ["a", "a"])["avg@2"]["interval"] is None  # one set of numbers
+    assert summarise(scores[:1], ["a"]) == {"avg@2": dict(mean=0.5, interval=None)}
+    assert summarise([], []) == {}
 
 
 def test_table():
@@ -163,6 +164,9 @@ class Letters:
     def name(self, p: Puzzle) -> str:
         return "name of " + p.question
 
+    def cluster(self, p: Puzzle) -> str:
+        return p.question
+
     def asked(self, p: Puzzle) -> tuple[str, str]:
         return p.question, p.answer
 
@@ -188,9 +192,8 @@ QUICK = "--model model --k 4 --rows 9 --max-new 7 --max-prompt 20 --seed 3".spli
 
 def save_random_model(folder: Path, seed: int = 0) -> None:
     tokenizer = WORLD.tokenizer()
-    model = Transformer(replace(SIZES["tiny"], n_layer=1, n_embd=32, vocab_size=tokenizer.n_vocab))
-    model.init_weights(torch.Generator().manual_seed(seed))
-    weights.save_model(folder, model, tokenizer.words)
+    shape = replace(SIZES["tiny"], n_layer=1, n_embd=32, vocab_size=tokenizer.n_vocab)
+    save_small(folder, random_model(shape, seed), tokenizer.words)
 
 
 @pytest.fixture
@@ -259,11 +262,9 @@ def test_what_an_evaluation_leaves(maths, capsys):
     assert len(set(texts)) > 28, "responses repeat: the batches or groups share their randomness"
     assert 0 < seen["one"] < 1, "a weak test: all responses have one grade"
     assert [s.get("too long") for s in results["sets"].values()] == [1, 0, 1, None]
-    assert results["sets"]["one"]["metrics"]["avg@4"]["interval"] == list(
-        interval(
-            [sum(r["grade"] for r in records) / 4 for records in batched(folder / "one.jsonl", 4)]
-        )
-    )
+    means = [sum(r["grade"] for r in records) / 4 for records in batched(folder / "one.jsonl", 4)]
+    wanted = list(interval(means, range(len(means))))  # of problems, not of responses
+    assert results["sets"]["one"]["metrics"]["avg@4"]["interval"] == wanted
     assert results["sets"]["two"]["metrics"]["avg@4"]["interval"] is None  # one problem
     assert results["sets"]["none"]["metrics"] == {}
     average = results["sets"]["average"]["metrics"]["avg@4"]["mean"]
@@ -334,11 +335,11 @@ def test_sigkill_in_the_middle_of_a_write(tmp_path, monkeypatch):
     script = tmp_path / "die.py"
     script.write_text(
         "import os, sys, fork_gpt\n"
-        "fsync, calls = os.fsync, []\n"
+        "fsync, calls, path = os.fsync, [], 'out/countdown-test.jsonl'\n"
         "def die(fd):\n"
         "    fsync(fd)\n"
-        "    path = os.readlink(f'/proc/self/fd/{fd}')\n"
-        "    calls.append(path) if path.endswith('.jsonl') else None\n"
+        "    if os.path.exists(path) and os.path.samestat(os.fstat(fd), os.stat(path)):\n"
+        "        calls.append(fd)\n"
         "    if len(calls) == 2:\n"
         "        os.truncate(path, os.path.getsize(path) - 500)\n"
         "        os.kill(os.getpid(), 9)\n"
@@ -346,7 +347,8 @@ def test_sigkill_in_the_middle_of_a_write(tmp_path, monkeypatch):
         "sys.exit(fork_gpt.main(sys.argv[1:]))\n"
     )
     env = dict(os.environ, PYTHONPATH=str(ROOT))
-    died = subprocess.run([sys.executable, script, *flags], cwd=tmp_path, env=env)
+    line = [sys.executable, script, *flags]
+    died = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, timeout=PATIENCE)
     assert died.returncode == -signal.SIGKILL
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(files, "stop_on_signal", lambda: lambda: False)
@@ -384,9 +386,9 @@ def test_never_more_rows_than_asked(maths, monkeypatch):
     """`generate` decodes all G samples of a prompt at once: k above --rows once meant k rows."""
     calls = []
 
-    def spy(model, prompts, G, max_new, eos, how, generator, max_rows, progress):
+    def spy(model, prompts, G, max_new, eos, how, seed, numbers, max_rows, progress):
         calls.append((len(prompts) * G, G, max_rows, how.temperature, how.top_p))
-        return rollout.generate(model, prompts, G, max_new, eos, how, generator, max_rows)
+        return rollout.generate(model, prompts, G, max_new, eos, how, seed, numbers, max_rows)
 
     monkeypatch.setattr(ask, "generate", spy)
     argv = [*QUICK, "--data", "dir/two.jsonl", "--temperature", "0.7", "--top-p", "0.9"]

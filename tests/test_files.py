@@ -6,12 +6,15 @@ import json
 import os
 import pickle
 import random
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from common import save_small
 
-from infra.files import UserError, write_atomic, write_json
-from infra.weights import load, load_model, save, save_model
+from infra.files import UserError, loggers, write_atomic, write_json
+from infra.weights import load, load_model, save
 from model import Shape, Transformer
 
 STATE = dict(
@@ -172,7 +175,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
 @pytest.mark.parametrize("tied", (True, False))
 def test_a_model_comes_back_with_its_weights_and_words(tied, tmp_path):
     model = Transformer(Shape(16, 2, 2, 1, 8, 24, 31, tied)).init_weights()
-    save_model(tmp_path / "run", model, ("one", "two"))
+    save_small(tmp_path / "run", model, ("one", "two"))
     found, words = load_model(tmp_path / "run")
     assert words == ["one", "two"] and found.shape == model.shape
     assert_same(found.state_dict(), model.state_dict())
@@ -180,7 +183,7 @@ def test_a_model_comes_back_with_its_weights_and_words(tied, tmp_path):
 
 def test_what_is_no_model_is_the_users_error(tmp_path):
     model = Transformer(Shape(16, 1, 2, 1, 8, 24, 31))
-    save_model(tmp_path, model, ["x"])
+    save_small(tmp_path, model, ["x"])
     good = load(tmp_path / "model.pt")
     bad = [
         dict(step=3),
@@ -199,3 +202,67 @@ def test_what_is_no_model_is_the_users_error(tmp_path):
         assert "model.pt" in one_line(error)
     with pytest.raises(UserError, match="nowhere"):
         load_model(tmp_path / "nowhere")
+
+
+# ------------------------------------------------------------------ loggers
+
+LINE = dict(step=3, reward=0.5, groups=2, val_accuracy=0.25)
+
+
+def test_lines_arrive_at_the_loggers(tmp_path, monkeypatch):
+    said = []
+    fake = ModuleType("wandb")
+    run = SimpleNamespace(log=lambda line, step: said.append(("wandb", dict(line), step)))
+    fake.init = lambda **kw: (said.append(("init", kw["project"], kw["name"])), run)[1]
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            said.append(("open", folder))
+
+        def add_scalar(self, key, value, step):
+            said.append((key, value, step))
+
+        def flush(self):
+            said.append("flush")  # without it the last two minutes are lost at the end
+
+    board = ModuleType("torch.utils.tensorboard")
+    board.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    assert loggers(tmp_path, False, False) == [] and said == []
+    both = loggers(tmp_path, True, True)
+    assert said == [("init", "fork-gpt", tmp_path.name), ("open", tmp_path)]
+    said.clear()
+    for write in both:
+        write(LINE)
+    assert said == [("wandb", LINE, 3), *((k, v, 3) for k, v in LINE.items()), "flush"]
+
+
+@pytest.mark.parametrize("name", ("wandb", "tensorboard"))
+def test_a_logger_that_is_not_installed_is_named(name, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)  # an import of it fails
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    with pytest.raises(UserError, match=f"pip install -U {name}$"):
+        loggers(tmp_path, name == "wandb", name == "tensorboard")
+
+
+def test_a_tensorboard_that_is_too_old_is_named(tmp_path, monkeypatch):
+    """torch's ImportError for it has no name: the advice was `pip install None`."""
+    old = ModuleType("tensorboard")
+    old.__version__ = "1.0"
+    monkeypatch.setitem(sys.modules, "tensorboard", old)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    with pytest.raises(UserError, match="pip install -U tensorboard$"):
+        loggers(tmp_path, False, True)
+
+
+def test_a_logger_that_refuses_to_start_is_one_line(tmp_path, monkeypatch):
+    fake = ModuleType("wandb")
+
+    def init(**_):
+        raise RuntimeError("api_key not configured\nuse wandb login")
+
+    fake.init = init
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with pytest.raises(UserError, match="^--wandb: api_key not configured$"):
+        loggers(tmp_path, True, False)

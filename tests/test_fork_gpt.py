@@ -1,30 +1,41 @@
-"""The mask, the objective and one optimizer step, against closed forms and slow obvious
-versions."""
+"""The mask and the objective by hand, what a flag does, and what is refused before anything is
+learned.  A whole step is test_step.py's."""
 
 import math
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
+from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 import torch
-from test_model import all_logits
+from common import TIMING, random_model, seeded
+from test_step import Sums
 
 import fork_gpt
-from fork_gpt import Config, group_advantages, keep_mask, surrogate, top_entropy, update
-from infra.files import UserError
-from model import Shape, Transformer
+from fork_gpt import Config, group_advantages, keep_mask, overlong_penalty, surrogate, top_entropy
+from infra.files import Clock, UserError
+from model import Shape
 from parallel import kth_largest
-from rollout import Rollout, generate
-from tasks.ask import draw
+from rollout import generate
+from tasks.ask import countdown_of, draw, recipe_of
+from tasks.countdown import Countdown
+from tasks.pretrain import Pretrain
 
-# ---------------------------------------------------------------------------------- the mask
+# ---------------------------------------------------------------------- the mask
 
 TEN = [0.8, 0.0, 0.5, 1.0, 0.3, 0.2, 0.9, 0.1, 0.7, 0.4]
 
 
 @pytest.mark.parametrize(
     "rho, kept, tau",
-    [(0.1, {3}, 1.0), (0.2, {3, 6}, 0.9), (0.5, {0, 2, 3, 6, 8}, 0.5), (1.0, set(range(10)), 0.0)],
+    [
+        (0.1, {3}, 1.0),
+        (0.2, {3, 6}, 0.9),
+        (0.5, {0, 2, 3, 6, 8}, 0.5),
+        (1.0, set(range(10)), 0.0),
+        (1e-9, {3}, 1.0),  # a share that rounds to no token: the 0-th largest was asked for
+    ],
 )
 def test_kept_set_by_hand(rho, kept, tau):
     mask, got = top_entropy(torch.tensor(TEN), rho)
@@ -39,7 +50,7 @@ def test_ties_keep_exactly_k_first_in_position():
     for rho in (0.1, 0.2, 0.5, 0.77, 1.0):
         mask, tau = top_entropy(h, rho)
         order = sorted(range(1000), key=lambda i: (-h[i].item(), i))
-        k = math.ceil(round(rho * 1000, 6))
+        k = round(rho * 1000)
         assert mask.nonzero()[:, 0].tolist() == sorted(order[:k])
         assert tau == h[order[k - 1]].item()
 
@@ -50,10 +61,14 @@ def test_one_token_and_empty_pool():
     assert mask.tolist() == [] and tau == math.inf
 
 
-def test_rounding_keeps_ceil_of_the_decimal_product():
-    """0.1 * 30 is 3.0000000000000004 in floats: a bare ceil keeps 4."""
-    assert top_entropy(torch.rand(30), 0.1)[0].sum() == 3
-    assert top_entropy(torch.rand(31), 0.1)[0].sum() == 4
+def test_the_count_is_the_ceiling_of_the_decimal_product():
+    """0.07 * 100 is 7.000000000000001 in floats: a bare ceil keeps 8."""
+    cases = [(0.07, 100), (0.14, 50), (0.28, 25), (0.55, 100)]
+    assert all(math.ceil(rho * n) == round(rho * n) + 1 for rho, n in cases)
+    cases += [(r / 100, n) for r in range(1, 101, 3) for n in (1, 7, 25, 31, 50, 100)]
+    for rho, n in cases:
+        k = math.ceil(Fraction(str(rho)) * n)
+        assert top_entropy(torch.rand(n, generator=seeded()), rho)[0].sum() == k, (rho, n)
 
 
 def test_negative_rounding_is_the_least_entropy():
@@ -63,247 +78,106 @@ def test_negative_rounding_is_the_least_entropy():
     assert mask.tolist() == [False, True, False, True, False] and tau == pytest.approx(0.4)
 
 
+def kth(x: torch.Tensor, k: int) -> torch.Tensor:
+    """Non-negative floats sort like their bits."""
+    bits = kth_largest(x.view(torch.int32), k, lambda counts: counts)
+    return torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+
+
 def test_threshold_equals_a_sort():
     torch.manual_seed(0)
     for i in range(200):
         x = torch.rand(random.Random(i).randint(1, 500)) * 10.0 ** random.Random(-i).randint(-30, 3)
         k = random.Random(i + 1).randint(1, len(x))
-        assert kth_largest(x, k) == x.sort(descending=True).values[k - 1]
+        assert kth(x, k) == x.sort(descending=True).values[k - 1]
     x = torch.rand(100_000).log().neg()
     ordered = x.sort(descending=True).values
     for k in (1, 2, 777, 20_000, 99_999, 100_000):
-        assert kth_largest(x, k) == ordered[k - 1]
+        assert kth(x, k) == ordered[k - 1]
 
 
-def test_threshold_of_2_to_the_25_values():
-    """torch.quantile raises above 2^24 values; a long-answer batch has more tokens."""
-    x = torch.arange(2**25, dtype=torch.float32).flip(0)  # neighbours above 2^24 tie in fp32
-    k = math.ceil(0.2 * 2**25)
+def test_threshold_of_more_than_2_to_the_24_values():
+    """torch.quantile raises above; a long-answer batch has more tokens."""
+    n = 2**24 + 4096
+    x = torch.arange(n, dtype=torch.float32).flip(0)  # neighbours above 2^24 tie in fp32
+    k = math.ceil(0.2 * n)
     mask, tau = top_entropy(x, 0.2)
-    assert int(mask.sum()) == k and tau == x.topk(k).values[-1]
+    assert int(mask.sum()) == k and mask[:k].all() and tau == n - k
 
 
 def test_keep_modes():
-    h = torch.tensor(TEN)
-    top, _ = keep_mask(Config(keep="top"), h, None)
-    bottom, tau = keep_mask(Config(keep="bottom"), h, None)
+    h, number, lots = torch.tensor(TEN), torch.arange(10), seeded()
+
+    def keep(which: str) -> tuple[torch.Tensor, float]:
+        lot = torch.rand(10, generator=lots)
+        return keep_mask(Config(keep=which), h, lot, number, None)
+
+    (top, _), (bottom, tau) = keep("top"), keep("bottom")
     assert (top ^ bottom).all() and bottom.sum() == 8 and tau == pytest.approx(0.9)
-    assert keep_mask(Config(keep="all"), h, None)[0].all()
-    generator = torch.Generator().manual_seed(0)
-    counts = sum(keep_mask(Config(keep="random"), h, generator)[0].int() for _ in range(2000))
+    assert keep("all")[0].all()
+    counts = sum(keep("random")[0].int() for _ in range(2000))
     assert counts.sum() == 4000
     # 10 binomials of mean 400, sd 17.9: five sd is passed by chance once in 10^5 runs of this test
     assert ((counts - 400).abs() < 90).all()
 
 
-# ---------------------------------------------------------------------------------- the objective
+# ---------------------------------------------------------------------- the objective
 
 
 def test_advantages_by_hand():
     """(R - mean) / (std + 1e-6), the std unbiased: [1, 0, 0, 0] has mean 1/4 and std 1/2."""
-    a = group_advantages(torch.tensor([1.0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 1]), 4)
-    expected = [1.5, -0.5, -0.5, -0.5, *[0.75**0.5] * 2, *[-(0.75**0.5)] * 2, 0, 0, 0, 0]
-    assert torch.allclose(a, torch.tensor(expected), atol=1e-5)
+    a = group_advantages(torch.tensor([1.0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 1]).double(), 4)
+    one, two = 0.75 / (0.5 + 1e-6), 0.5 / (3**-0.5 + 1e-6)
+    assert a.tolist() == pytest.approx(
+        [one, *[-one / 3] * 3, two, two, -two, -two, 0, 0, 0, 0], rel=1e-12
+    )
 
 
 def test_overlong_penalty_by_hand():
     lengths = torch.tensor([10, 80, 85, 90, 100])
-    assert fork_gpt.overlong_penalty(lengths, 100, 20).tolist() == [0, 0, -0.25, -0.5, -1]
-    assert fork_gpt.overlong_penalty(lengths, 100, 0).tolist() == [0] * 5
+    assert overlong_penalty(lengths, 100, 20).tolist() == [0, 0, -0.25, -0.5, -1]
+    assert overlong_penalty(lengths, 100, 0).tolist() == [0] * 5
 
 
 @pytest.mark.parametrize(
-    "ratio, advantage, term, clipped",
+    "ratio, advantage, dual, term, clipped",
     [
-        (1.0, 2.0, 2.0, False),
-        (1.5, 2.0, 2.56, True),  # 1.28 * 2
-        (1.5, -2.0, -3.0, False),  # a worse action got likelier: the pessimistic bound is free
-        (0.5, 2.0, 1.0, False),
-        (0.5, -2.0, -1.6, True),  # 0.8 * -2
-        (1.27, 1.0, 1.27, False),
-        (0.81, -1.0, -0.81, False),
+        (1.0, 2.0, 0, 2.0, False),
+        (1.5, 2.0, 0, 2.56, True),  # 1.28 * 2
+        (1.5, -2.0, 0, -3.0, False),  # a worse action got likelier: the pessimistic bound is free
+        (0.5, 2.0, 0, 1.0, False),
+        (0.5, -2.0, 0, -1.6, True),  # 0.8 * -2
+        (1.27, 1.0, 0, 1.27, False),
+        (0.81, -1.0, 0, -0.81, False),
+        (54.6, -1.0, 10, -10.0, True),  # the dual clip bounds negative advantages alone
+        (54.6, 1.0, 10, 1.28, True),
+        (9.9, -1.0, 10, -9.9, False),
+        (math.exp(19.9), -1.0, 0, -math.exp(19.9), False),
+        (math.exp(25), -1.0, 0, -math.exp(20), False),  # far outside any clip, and finite
     ],
 )
-def test_clip_by_hand(ratio, advantage, term, clipped):
-    old = torch.tensor([-1.0])
-    terms, was = surrogate(old + math.log(ratio), old, torch.tensor([advantage]), Config())
-    assert terms.item() == pytest.approx(term, rel=1e-6) and was.item() == clipped
+def test_clip_by_hand(ratio, advantage, dual, term, clipped):
+    old = torch.tensor([-1.0], dtype=torch.float64)
+    A, c = torch.tensor([advantage], dtype=torch.float64), Config(dual_clip=float(dual))
+    terms, was = surrogate(old + math.log(ratio), old, A, c)
+    assert terms.item() == pytest.approx(term, rel=1e-12) and was.item() == clipped
 
 
-def test_dual_clip_bounds_only_negative_advantages():
-    old, new = torch.tensor([-5.0, -5.0]), torch.tensor([-1.0, -1.0])  # ratio e^4 = 54.6
-    terms, _ = surrogate(new, old, torch.tensor([-1.0, 1.0]), Config(dual_clip=10.0))
-    assert terms.tolist() == pytest.approx([-10.0, 1.28])
+def test_entropies_that_are_not_finite_are_refused_before_anything_is_learned():
+    """A NaN's bits sort above every number, or crash the select, depending on its sign."""
+    model = random_model(Shape(16, 2, 4, 2, 8, 24, 37))
+    samples = generate(model, [[1, 2, 3], [4, 5]], 2, 9, 0)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(math.nan)
+    for first in (True, False):
+        if first:
+            samples.entropy[-1] = math.nan
+        with pytest.raises(UserError, match="not finite.*--lr"):
+            fork_gpt.update(model, samples, torch.ones(4), [*range(4)], Config(), seeded(), first)
+        assert all(p.grad is None for p in model.parameters())
 
 
-# ---------------------------------------------------------------------------------- one step
-
-
-def tiny(vocab: int = 37, seed: int = 0) -> Transformer:
-    shape = Shape(16, 2, 4, 2, 8, 24, vocab_size=vocab)
-    model = Transformer(shape).init_weights(torch.Generator().manual_seed(seed)).double()
-    return model
-
-
-def batch_of(model: Transformer, seed: int = 0) -> tuple[Rollout, torch.Tensor]:
-    """Samples and advantages; the sampler differs a little from the model: ratios are not 1."""
-    generator = torch.Generator().manual_seed(seed)
-    # one sample a prompt: the first tokens of a group share a distribution, and would tie
-    prompts = [[1, 2, 3], [4, 5], [6], [7, 8], [9, 10, 11, 12], [13]]
-    samples = generate(model, prompts, 1, 17, 0, generator=generator)
-    samples.logprobs = samples.logprobs.double()
-    noise = torch.randn(len(samples.logprobs), generator=generator, dtype=torch.float64)
-    samples.logprobs += 0.3 * noise
-    advantages = torch.randn(len(samples.finished), generator=generator, dtype=torch.float64)
-    return samples, advantages
-
-
-def updated(model: Transformer, batch: tuple, c: Config, first: bool) -> fork_gpt.Updated:
-    """One update on the whole batch."""
-    return update(model, *batch, list(range(len(batch[1]))), c, None, first)
-
-
-CASES = [
-    dict(),
-    dict(keep="bottom"),
-    dict(keep="all"),
-    dict(normalize="all"),
-    dict(rho=0.5, temperature=0.7),
-    dict(dual_clip=1.2),
-]
-
-
-@pytest.mark.parametrize("flags", CASES, ids=str)
-def test_gradient_is_that_of_a_naive_masked_full_logits_loss(flags):
-    """Select-before-the-vocabulary changes nothing: fp64, 1e-9."""
-    model = tiny()
-    batch = batch_of(model)
-    c = replace(Config(), microbatch=10**6, **flags)
-    done = updated(model, batch, c, first=False)
-    got = {n: p.grad.clone() for n, p in model.named_parameters()}
-    model.zero_grad()
-
-    s, advantages = batch
-    terms, entropies = [], []
-    for b in range(len(s.finished)):  # sequence by sequence, all logits, prompt positions too
-        a, e = s.cu_seqlens[b].item(), s.cu_seqlens[b + 1].item()
-        ids = s.tokens[a:e]
-        logits = all_logits(model, ids, torch.tensor([0, e - a])) / c.temperature
-        p = logits.softmax(-1)
-        for t in range(1, e - a):
-            if not s.response[a + t]:
-                continue
-            row = p[t - 1]
-            entropies.append(-(row * row.log()).sum().item())
-            ratio = (row[ids[t]].log() - s.logprobs[len(terms)]).exp()
-            adv = advantages[b]
-            term = torch.min(ratio * adv, ratio.clamp(0.8, 1.28) * adv)
-            if c.dual_clip and adv < 0:
-                term = torch.max(term, c.dual_clip * adv)
-            terms.append(term)
-    n, k = len(terms), math.ceil(c.rho * len(terms) - 1e-9)
-    order = sorted(range(n), key=lambda i: -entropies[i])
-    kept = dict(top=order[:k], bottom=order[k:], all=order)[c.keep]
-    loss = -sum(terms[i] for i in kept) / (len(kept) if c.normalize == "kept" else n)
-    loss.backward()
-    # the mini-batch is cut from its longest sample on
-    assert int(done.mask.sum()) == len(done.old) == len(kept) and len(done.mask) == n
-    assert done.loss == pytest.approx(loss.item(), rel=1e-9)
-    for name, p in model.named_parameters():
-        assert torch.allclose(got[name], p.grad, rtol=1e-9, atol=1e-11), name
-
-
-@pytest.mark.parametrize("pool_entropy", ["current", "rollout"])
-def test_gradient_does_not_depend_on_how_the_batch_is_cut(pool_entropy):
-    """Means of micro-batch means differ with unequal lengths: one global count as denominator."""
-    model = tiny()
-    batch = batch_of(model)
-    grads = []
-    for budget in (1, 60, 10**6):  # each sequence alone, about three together, all
-        c = replace(Config(), microbatch=budget, entropy=pool_entropy)
-        model.zero_grad()
-        updated(model, batch, c, first=False)
-        grads.append([p.grad.clone() for p in model.parameters()])
-    cut = batch[0].microbatches
-    assert len(cut(range(6), 1)) == 6 and 1 < len(cut(range(6), 60)) < 6
-    for other in grads[1:]:
-        for a, b in zip(grads[0], other, strict=True):
-            assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
-
-
-def test_unselected_tokens_do_not_touch_the_loss():
-    """The mask is on: a flag read from the wrong place was silently plain DAPO in the first
-    release."""
-    model = tiny()
-    batch = batch_of(model)
-    c = replace(Config(), microbatch=10**6, entropy="rollout")
-    s = batch[0]
-    mask, _ = top_entropy(s.entropy, c.rho)
-    loss = updated(model, batch, c, first=False).loss
-    grads = [p.grad.clone() for p in model.parameters()]
-
-    def loss_with(changed):
-        model.zero_grad()
-        before = s.logprobs.clone()
-        s.logprobs[changed] -= 2.0  # their ratios, and so their terms, change a lot
-        out = updated(model, batch, c, first=False).loss
-        s.logprobs.copy_(before)
-        return out, [p.grad.clone() for p in model.parameters()]
-
-    assert len(s.entropy.unique()) == len(mask)
-    same, same_grads = loss_with(~mask)
-    assert same == loss
-    assert all(torch.equal(a, b) for a, b in zip(grads, same_grads, strict=True))
-    other, _ = loss_with(mask.nonzero()[:1, 0])
-    assert other != loss
-
-
-def test_prompt_tokens_are_never_kept_and_end_of_text_may_be():
-    """Padding or prompt positions counted in tau shift it; a dropped end-of-text is never
-    learned."""
-    model = tiny(vocab=5)
-    generator = torch.Generator().manual_seed(3)
-    samples = generate(model, [[1, 2, 3]] * 4, 4, 12, 0, generator=generator)
-    assert samples.finished.any()
-    samples.logprobs = samples.logprobs.double()
-    ends = samples.cu_seqlens[1:].long() - 1
-    assert samples.response[ends].all() and (samples.tokens[ends][samples.finished] == 0).all()
-    seen = []
-    forward = model.forward
-
-    def spy(tokens, cu_seqlens, rows, targets, temperature):
-        seen.append((tokens[rows + 1], targets, rows, cu_seqlens))
-        return forward(tokens, cu_seqlens, rows, targets, temperature)
-
-    model.forward = spy
-    c = replace(Config(), keep="all", microbatch=10**6)
-    updated(model, (samples, torch.ones(16, dtype=torch.float64)), c, first=True)
-    tokens, targets, rows, cu = seen[0]
-    assert torch.equal(tokens, targets)
-    assert len(rows) == samples.lengths().sum() and (targets == 0).sum() >= samples.finished.sum()
-    place = rows - cu.long()[torch.bucketize(rows, cu[1:].long(), right=True)]
-    assert place.min() == 2  # the first response token is predicted by the prompt's last token
-
-
-def test_first_update_trusts_the_sampler_and_later_ones_look_again():
-    model = tiny()
-    batch = batch_of(model)
-    c = replace(Config(), microbatch=10**6)
-    h = top_entropy(batch[0].entropy, c.rho)[1]
-    assert updated(model, batch, c, first=True).tau == h
-    batch[0].entropy.mul_(0.5)  # a stale record
-    assert updated(model, batch, c, first=True).tau == pytest.approx(h / 2)
-    assert updated(model, batch, c, first=False).tau == pytest.approx(h, rel=1e-5)
-    stale = replace(c, entropy="rollout")
-    assert updated(model, batch, stale, first=False).tau == pytest.approx(h / 2)
-
-
-def test_pool_microbatch_takes_its_share_of_each_part():
-    model = tiny()
-    batch = batch_of(model)
-    c = replace(Config(), microbatch=1, pool="microbatch", entropy="rollout")
-    kept = updated(model, batch, c, first=True).mask.sum()
-    assert kept == sum(math.ceil(round(0.2 * n, 6)) for n in batch[0].lengths().tolist())
+# ---------------------------------------------------------------------- sampling problems
 
 
 def test_problems_come_in_epochs_from_their_position():
@@ -315,42 +189,35 @@ def test_problems_come_in_epochs_from_their_position():
 
 
 class Scripted:
-    """A world whose reward is scripted: problem g has g right answers of G."""
+    """A world whose reward is scripted: the problem says how many of its answers are right."""
 
     def __init__(self):
         self.calls = {}
 
     def tokenizer(self):
-        from types import SimpleNamespace
-
         return SimpleNamespace(decode=str, eos=0)
 
     def encode(self, problem):
         return [1, 2]
 
     def reward(self, problem, text):
-        self.calls[problem] = self.calls.get(problem, 0) + 1
-        return float(self.calls[problem] <= problem.right)
+        self.calls[id(problem)] = self.calls.get(id(problem), 0) + 1
+        return float(self.calls[id(problem)] <= problem.right)
 
 
 @pytest.mark.parametrize("rights, groups, rounds", [([2, 0, 4, 1], 4, 2), ([0, 4], 0, 3)])
 def test_dynamic_sampling_refills_is_bounded_and_never_raises(monkeypatch, rights, groups, rounds):
     """DAPO's and verl's loops raise or hang when they cannot fill a batch."""
-    model, world = tiny().float(), Scripted()
-    seen = []
-
-    class P:
-        def __init__(self, right):
-            self.right = right
+    model, seen = random_model(Shape(16, 2, 4, 2, 8, 24, 37)), []
 
     def drawn(problems, seed, position, n):
         seen.append(n)
-        return [P(rights[(position + i) % len(rights)]) for i in range(n)]
+        return [SimpleNamespace(right=rights[(position + i) % len(rights)]) for i in range(n)]
 
     monkeypatch.setattr(fork_gpt, "draw", drawn)
-    c = replace(Config(), prompts=4, group=4, rounds=rounds, oversample=1.0, max_new=3)
-    state = fork_gpt.State(model, model, None, torch.Generator(), None, "")
-    samples, advantages, got, metrics = fork_gpt.collect(state, world, [], c)
+    c = Config(prompts=4, group=4, rounds=rounds, oversample=1.0, max_new=3)
+    state = fork_gpt.State(model, model, None, None, "")
+    samples, advantages, got, metrics = fork_gpt.collect(state, Scripted(), [], c)
     if groups:
         # round 1 draws 4, two are mixed; round 2 draws the 2 missing, one is mixed
         assert seen == [4, 2] and len(got) == 3 and state.position == 6
@@ -363,75 +230,117 @@ def test_dynamic_sampling_refills_is_bounded_and_never_raises(monkeypatch, right
         assert advantages[4 * g : 4 * g + 4].mean().abs() < 1e-6 < advantages[4 * g].abs()
 
 
-# ---------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------- what a flag does
+
+LEARNING = dict(
+    prompts=3, group=4, updates=2, max_new=9, microbatch=60, lr=0.02, warmup=1, overlong=4,
+    clip_low=0.05, clip_high=0.06, dual_clip=2.0, grad_clip=0.5, oversample=1.2,
+)  # fmt: skip
+# a value other than that of LEARNING, and what else must be so for it to count
+CHANGES = dict(
+    seed=1, keep="all", rho=0.4, entropy="rollout", pool="microbatch", normalize="all", prompts=4,
+    group=5, updates=3, oversample=2.0, rounds=4, max_new=8, overlong=3, temperature=0.8,
+    clip_low=0.01, clip_high=0.01, dual_clip=1.1, optimizer="sgd", lr=0.03, warmup=9,
+    weight_decay=0.9, beta2=0.5, grad_clip=0.1, dtype="bfloat16",
+)  # fmt: skip
+WITH = dict(dual_clip=dict(lr=0.5), rounds=dict(rounds=1), entropy=dict(lr=0.1))
+SPEED = dict(rows=4, microbatch=20, recompute=True)
+ELSEWHERE = (
+    "out resume device threads steps tp "  # test_run, and below
+    "model data template verifier max_prompt holdout skip_bad "  # test_road, test_wrong_inputs
+    "size pretrain_steps n_numbers max_number max_value ops "  # below
+    "save_every eval_every eval_k eval_problems snapshot_every wandb tensorboard"  # test_run
+).split()
+
+
+def learned(**flags) -> list[float]:
+    """The weights after three steps, and their log but for what the clock decides."""
+    model = random_model(Shape(16, 1, 2, 1, 8, 24, 12, rope_theta=1e4))
+    c, problems = Config(**LEARNING | dict(dtype="float64") | flags), list(range(14))
+    state, out = fork_gpt.begin(model, problems, c, Clock()), []
+    for _ in range(3):
+        line = fork_gpt.step(state, Sums(), problems, c)
+        out += [x for k, x in line.items() if k not in (*TIMING, "max_dlogp", "tau")]
+    return out + [p.double().sum().item() for p in model.parameters()]
+
+
+def test_every_flag_does_something_and_those_of_speed_nothing_else(fp64):
+    """An ignored flag is a silent fallback."""
+    names = [*CHANGES, *SPEED, *ELSEWHERE]
+    assert sorted(names) == sorted(f.name for f in fields(Config)), "each flag once"
+    base = learned()
+    for name, value in CHANGES.items():
+        before = learned(**WITH[name]) if name in WITH else base
+        assert learned(**WITH.get(name, {}) | {name: value}) != before, name
+    for name, value in SPEED.items():  # sums in another order, and entropies noted in fp32
+        assert learned(**{name: value}) == pytest.approx(base, rel=1e-6), name
+
+
+def test_flags_make_the_small_world_and_its_base():
+    c = Config(n_numbers=2, max_number=5, max_value=9, ops="+-", size="mini", pretrain_steps=7)
+    assert countdown_of(c) == Countdown(2, 5, "+-", 9)
+    assert recipe_of(c) == Pretrain(size="mini", steps=7)
+
+
+# ---------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(
-    "argv, words",
+    "line, words",
     [
-        (["--reho", "0.2"], ["--reho", "--help"]),
-        (["--rho", "0"], ["--rho 0.0", "(0, 1]"]),
-        (["--rho", "1.5"], ["--rho 1.5", "(0, 1]"]),
-        (["--rho", "nan"], ["--rho nan", "(0, 1]"]),
-        (["--keep", "most"], ["--keep", "top"]),
-        (["--keep", "bottom", "--rho", "1"], ["--rho 1.0", "bottom"]),
-        (["--steps", "many"], ["--steps", "many"]),
-        (["--oversample", "inf"], ["--oversample inf"]),
-        (["--seed", str(2**64)], ["--seed", "1e18"]),
-        (["--beta2", "1.5"], ["--beta2 1.5"]),
-        (["--ops", "++"], ["--ops '++'"]),
-        (["--holdout", "0.1"], ["--holdout", "ignored", "--data"]),
-        (["--size", "mini", "--model", "runs/x"], ["--size", "ignored"]),
-        (["--size", "huge"], ["--size 'huge'", "tiny"]),
-        (["--group", "1"], ["--group 1", "2"]),
-        (["--lr", "nan"], ["--lr nan"]),
-        (["--resume", "runs/none"], ["runs/none", "config.json"]),
-        (["--resume", "runs/none", "--lr", "1"], ["--resume", "--lr"]),
+        ("--reho 0.2", "--reho|--help"),
+        ("--rho 0", "--rho 0.0|(0, 1]"),
+        ("--rho 1.5", "--rho 1.5|(0, 1]"),
+        ("--rho nan", "--rho nan|(0, 1]"),
+        ("--keep most", "--keep|top"),
+        ("--keep bottom --rho 1", "--rho 1.0|bottom"),
+        ("--steps many", "--steps|many"),
+        ("--oversample inf", "--oversample inf"),
+        (f"--seed {2**64}", "--seed|1e18"),
+        ("--beta2 1.5", "--beta2 1.5"),
+        ("--temperature 1e-9", "--temperature 1e-09|0.01"),
+        ("--overlong 200", "--overlong 200|--max-new"),
+        ("--dual-clip 0.5", "--dual-clip 0.5|above 1"),
+        ("--ops ++", "--ops '++'"),
+        ("--holdout 0.1", "--holdout|ignored|--data"),
+        ("--data x.jsonl", "--data|ignored|--model"),
+        ("--size mini --model runs/x", "--size|ignored"),
+        ("--size huge", "--size 'huge'|tiny"),
+        ("--group 1", "--group 1|2"),
+        ("--lr nan", "--lr nan"),
+        ("--resume runs/none", "runs/none|config.json"),
+        ("--resume runs/none --lr 1", "--resume|--lr"),
+        ("--max-number 1", "too few problems"),
+        ("--device cuda", "--device cuda|auto"),
     ],
 )
-def test_a_wrong_flag_is_one_clear_line(argv, words, capsys, monkeypatch, tmp_path):
+def test_a_wrong_flag_is_one_clear_line(line, words, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert fork_gpt.main(argv) == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1 and all(w in captured.err for w in words), captured.err
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_world_without_problems_or_a_missing_device_is_one_clear_line(
-    capsys, monkeypatch, tmp_path
-):
-    monkeypatch.chdir(tmp_path)
-    assert fork_gpt.main(["--max-number", "1"]) == 2
-    assert "too few problems" in capsys.readouterr().err
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert fork_gpt.main(["--device", "cuda"]) == 2
-    assert "--device cuda" in capsys.readouterr().err
+    assert fork_gpt.main(line.split()) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and all(w in said for w in words.split("|")), said
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_smallest_share_is_one_token():
-    """A share that rounds to no token asked the radix select for the 0-th largest."""
-    assert top_entropy(torch.tensor(TEN), 1e-9)[0].nonzero().tolist() == [[3]]
-
-
-def test_entropies_that_are_not_finite_are_refused_before_anything_is_learned():
-    """A NaN's bits sort above every number, or crash the select, depending on its sign."""
-    model = tiny()
-    batch = batch_of(model)
-    with torch.no_grad():
-        model.model.norm.weight.fill_(math.nan)
-    for first in (True, False):
-        if first:
-            batch[0].entropy[-1] = math.nan
-        with pytest.raises(UserError, match="not finite.*--lr"):
-            updated(model, batch, replace(Config(), microbatch=10**6), first=first)
-        assert all(p.grad is None for p in model.parameters())
 
 
 def test_a_folder_of_another_config_is_refused(tmp_path):
-    c = replace(Config(), out=str(tmp_path / "r"))
+    c = Config(out=str(tmp_path / "r"))
     fork_gpt.claim_folder(c)
     fork_gpt.claim_folder(c)
     (tmp_path / "r/metrics.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match="--lr 0.00015 there, 0.1 here"):
         fork_gpt.claim_folder(replace(c, lr=0.1))
+
+
+def test_help_names_every_flag_with_its_default_in_under_90_lines(capsys):
+    with pytest.raises(SystemExit):
+        fork_gpt.main(["--help"])
+    out = capsys.readouterr().out
+    assert out.count("\n") < 90
+    for flag in ("--eval", "--arms", "--seeds", "--jobs", "--top-p"):
+        assert f" {flag} " in out
+    for f in fields(Config):
+        name = "--" + f.name.replace("_", "-")
+        (said,) = [x for x in out.splitlines() if x.split()[:1] == [name]]
+        assert f.metadata["text"] in said
+        assert f.default in ("", False) or str(f.default) in said.split()

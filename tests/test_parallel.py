@@ -1,80 +1,110 @@
-"""What spans several processes: sums, and the k largest of all ranks."""
+"""The k largest of all ranks, and who trains on what: ranks here are threads that meet to sum."""
 
-import math
-from datetime import timedelta
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 import parallel
-from fork_gpt import top_entropy
-from parallel import sum_over_ranks
+from parallel import Ranks, largest, microbatches
 
 
-def test_one_process_sums_nothing():
-    x = torch.tensor([1.0, 2.0])
-    assert sum_over_ranks(x) is x and x.tolist() == [1.0, 2.0]
-    assert parallel.ranks() == (0, 1)
+def on_ranks(work, parts: list) -> list:
+    """work(part, total) of every rank at once; `total` adds up what all of them bring."""
+    meet, brought = threading.Barrier(len(parts)), [None] * len(parts)
+
+    def rank(r: int):
+        def total(x: torch.Tensor) -> torch.Tensor:
+            brought[r] = x.clone()
+            meet.wait(60)
+            out = torch.stack(brought).sum(0)
+            meet.wait(60)
+            return out
+
+        return work(parts[r], total)
+
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return list(pool.map(rank, range(len(parts))))
 
 
-def pools() -> list[list[torch.Tensor]]:
-    """Entropies of two ranks: uneven, with an empty rank or two, with ties, with zeros."""
-    generator = torch.Generator().manual_seed(0)
-    out = []
-    for sizes in ((7, 3), (1, 20), (5, 0), (0, 5), (0, 0), (1, 0), (64, 64)):
-        smooth = [3 * torch.rand(n, generator=generator) for n in sizes]
-        ties = [torch.randint(3, (n,), generator=generator) / 2 for n in sizes]
-        out += [smooth, ties, [torch.zeros(n) for n in sizes]]
+def hostile_pools(n: int) -> list:
+    """(entropies, numbers, rank of each token): ties, zeros, neighbours in the last bit, empty
+    ranks, one token, orders that have nothing to do with the numbers."""
+    rng, out = Random(0), []
+    values = [0.0, 0.25, 0.25 + 2**-26, 1.0, 2**-149, 3e38]
+    for _ in range(n):
+        size, ranks = rng.choice((1, 2, 3, 7, 40, 300)), rng.choice((1, 2, 3, 5))
+        few = rng.sample(values, rng.randint(1, 3))
+        x = [rng.choice((rng.choice(few), rng.choice((rng.random(), few[0])))) for _ in range(size)]
+        number = rng.sample(range(10 * size), size)
+        busy = rng.sample(range(ranks), rng.randint(1, ranks))
+        out.append((x, number, [rng.choice(busy) for _ in x], ranks))
     return out
 
 
-RHOS = (0.1, 0.2, 0.5, 1.0)
-
-
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
-    try:
-        x = torch.tensor([1.0, 10.0]) * (rank + 1)
-        y = sum_over_ranks(x)
-        out = dict(ranks=parallel.ranks(), sum=y, in_place=x)
-        out["masks"] = [top_entropy(pool[rank], rho) for pool in pools() for rho in RHOS]
-        torch.save(out, f"{folder}/rank{rank}.pt")
-    finally:
-        dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, (str(folder),), nprocs=2)
-    return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
-
-
-def test_two_processes_sum_in_place(two_ranks):
-    for rank, out in enumerate(two_ranks):
-        assert out["ranks"] == (rank, 2)
-        assert out["sum"].tolist() == out["in_place"].tolist() == [3.0, 30.0]
-
-
-def test_two_ranks_keep_what_one_process_keeps_of_both(two_ranks):
+def test_ranks_keep_what_one_process_keeps_of_all():
     """A threshold per rank keeps the wrong tokens; gathers of unequal length hang."""
-    cases = [(pool, rho) for pool in pools() for rho in RHOS]
-    for (pool, rho), *found in zip(cases, *(out["masks"] for out in two_ranks), strict=True):
-        both = torch.cat(pool)
-        mask, tau = top_entropy(both, rho)
-        assert torch.equal(torch.cat([m for m, _ in found]), mask), (pool, rho)
-        assert [t for _, t in found] == [tau, tau]
-        # and both are the first k of a stable sort
-        k = math.ceil(round(rho * len(both), 6))
-        order = both.sort(descending=True, stable=True).indices[:k]
-        assert sorted(order.tolist()) == mask.nonzero()[:, 0].tolist()
-        assert tau == (float(both[order[-1]]) if k else math.inf)
+    rng, ties = Random(1), 0
+    for x, number, rank, ranks in hostile_pools(300):
+        k = rng.choice((1, len(x), rng.randint(1, len(x)), -(-len(x) // 5)))
+        where = [[i for i in range(len(x)) if rank[i] == r] for r in range(ranks)]
+        parts = [
+            (torch.tensor([x[i] for i in mine]), torch.tensor([number[i] for i in mine]).long())
+            for mine in where
+        ]
+        found = on_ranks(lambda part, total, k=k: largest(part[0], k, part[1], total), parts)
+        rounded = torch.tensor(x).tolist()  # as fp32
+        order = sorted(range(len(x)), key=lambda i: (-rounded[i], number[i]))
+        ties += k < len(x) and rounded[order[k - 1]] == rounded[order[k]]
+        masks = zip(where, (mask.tolist() for mask, _ in found), strict=True)
+        kept = {i for mine, mask in masks for i, on in zip(mine, mask, strict=True) if on}
+        assert kept == set(order[:k])
+        assert {float(tau) for _, tau in found} == {rounded[order[k - 1]]}
+    assert ties > 60, "a weak test"
+
+
+def test_nobody_keeps_nothing():
+    mask, tau = largest(torch.zeros(3), 0, torch.arange(3), lambda x: x)
+    assert mask.tolist() == [False] * 3 and tau == torch.inf
+    alone, x = Ranks(), torch.tensor([1.0])
+    assert alone.sum(x) is x and alone.first and alone.gather("a") == ["a"] and alone.number == 0
+    assert alone.total(1, 2.5) == [1, 2.5] and alone.any(True) and not alone.any(False)
+
+
+@pytest.mark.parametrize(
+    "budget, parts",
+    [
+        (1, [[2], [0], [4], [1], [3]]),
+        (7, [[2], [0], [4, 1, 3]]),
+        (8, [[2], [0, 4], [1, 3]]),
+        (12, [[2, 0], [4, 1, 3]]),
+        (19, [[2, 0, 4, 1, 3]]),
+    ],
+)
+def test_micro_batches_are_full_and_the_longest_come_first(budget, parts):
+    """Samples of 5, 2, 7, 2 and 3 tokens; equally long ones in their order."""
+    assert microbatches([5, 2, 7, 2, 3], range(5), budget) == (parts, len(parts))
+
+
+def test_ranks_share_a_mini_batch_by_tokens(monkeypatch):
+    """Cut in order, one rank would have all long answers: whoever has the least takes the next.
+    Every rank makes as many passes, since each is a sum over all; the last ones of some are of
+    samples that count nothing."""
+    rng = Random(2)
+    for ranks in (2, 3, 8):
+        for _ in range(50):
+            lengths = [rng.choice((1, 9, rng.randint(1, 100))) for _ in range(rng.randint(1, 40))]
+            which = rng.sample(range(len(lengths)), rng.randint(1, len(lengths)))
+            found = []
+            for r in range(ranks):
+                monkeypatch.setattr(parallel, "HERE", Ranks(dp=ranks, dp_rank=r))
+                found.append(microbatches(lengths, which, 60))
+            real = [[i for part in parts[:n] for i in part] for parts, n in found]
+            assert sorted(i for mine in real for i in mine) == sorted(which)
+            assert len({len(parts) for parts, _ in found}) == 1
+            for parts, _ in found:
+                assert all(sum(lengths[i] for i in p) <= 60 or len(p) == 1 for p in parts)
+            loads = [sum(lengths[i] for i in mine) for mine in real]
+            assert max(loads) - min(loads) <= max(lengths[i] for i in which)

@@ -2,7 +2,6 @@
 
 import ast
 import hashlib
-import os
 import random
 import re
 import subprocess
@@ -10,16 +9,15 @@ import sys
 from collections import Counter
 from fractions import Fraction
 from itertools import combinations, product
-from pathlib import Path
 
 import pytest
+from common import ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tasks import countdown
 from tasks.countdown import Countdown, Problem, value_of
 
-ROOT = Path(__file__).resolve().parent.parent
 WORLDS = [
     Countdown(),
     Countdown(max_number=5, ops="+-", max_value=12, min_goal=0),
@@ -43,9 +41,7 @@ def test_splits_are_disjoint_and_the_test_multisets_are_new(world):
     assert set(everything) == set(world.problems())
     sets = {name: {tuple(sorted(p.numbers)) for p in problems} for name, problems in splits.items()}
     assert not sets["test"] & (sets["train"] | sets["val"])
-    held_out = len(sets["test"]) / len(set().union(*sets.values()))
-    validation = len(splits["val"]) / (len(splits["val"]) + len(splits["train"]))
-    assert 0.03 < held_out < 0.3 and 0.1 < validation < 0.2
+    assert {world.cluster(p) for p in splits["test"]} == {p.numbers for p in splits["test"]}
 
 
 def test_the_shares_of_the_splits_are_parameters():
@@ -57,18 +53,18 @@ def test_the_shares_of_the_splits_are_parameters():
     assert 0.4 < len(half["val"]) / (len(half["val"]) + len(half["train"])) < 0.6
 
 
-def test_splits_are_the_same_in_every_process():
-    """An order taken from a set of strings, or the global random state, differs between runs."""
-    code = "from tasks.countdown import Countdown; print(Countdown().splits())"
-    digests = set()
-    for hash_seed in ("1", "2"):
-        environment = os.environ | dict(PYTHONHASHSEED=hash_seed)
-        digests.add(
-            subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment)
-        )
-    random.seed(7)
-    digests.add(f"{Countdown().splits()}{os.linesep}".encode())
-    assert len({hashlib.sha256(d).hexdigest() for d in digests}) == 1
+def test_the_split_of_the_published_results_is_this_one():
+    """Another seed, share or order is another test set, and no number there can be compared; and it
+    is the same in every process, whatever Python's own seeds are."""
+    code = "import hashlib; from tasks.countdown import Countdown as C; "
+    code += "print(hashlib.sha256(repr(C().splits()).encode()).hexdigest()[:16])"
+    here = Countdown().splits()
+    assert [len(here[k]) for k in ("train", "val", "test")] == [1536, 273, 381]
+    assert len({p.numbers for p in here["test"]}) == 64
+    digest = hashlib.sha256(repr(here).encode()).hexdigest()[:16]
+    env = dict(PYTHONHASHSEED="2")
+    there = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=env, text=True)
+    assert there.strip() == digest == "a0e03ece9ad257f6"
 
 
 # ------------------------------------------------------------------ the rules
@@ -328,89 +324,42 @@ def test_a_trace_follows_its_generator():
 WORLD, PROBLEM = Countdown(), Problem((8, 4, 3), 20)
 
 RIGHT = [
-    "answer ( 4 * 3 ) + 8 .",
-    "answer 4 * 3 + 8 .",
-    "answer 8 + 3 * 4 .",
-    "answer ( ( 8 ) + ( ( 3 * 4 ) ) ) .",
-    "answer 8+4*3.",
-    "answer 8 + 4 * 3 .\n",
+    "answer ( 4 * 3 ) + 8 .", "answer 4 * 3 + 8 .", "answer 8 + 3 * 4 .", "answer 8+4*3.",
+    "answer ( ( 8 ) + ( ( 3 * 4 ) ) ) .", "answer 8 + 4 * 3 .\n",
     " try 4 * 3 = 12 left 12 8 goal 20 ; try 12 + 8 = 20 yes answer ( 4 * 3 ) + 8 .",
     "answer 8 + 4 . answer 4 * 3 + 8 .",  # the last answer counts
     "try 1 + 1 = 3 answer 4 * 3 + 8 .",  # only the answer is graded
-]
-
+]  # fmt: skip
 WRONG = [
-    "",
-    ".",
-    " ",
-    "answer",
-    "answer ",
-    "answer .",
-    "answer . .",
-    "answer answer .",
-    "( 4 * 3 ) + 8 .",  # no answer
-    "answer ( 4 * 3 ) + 8",  # unfinished
-    "answer ( 4 * 3 ) + 8 ;",
-    "answer ( 4 * 3 ) + 8 . and more",
-    "answer ( 4 * 3 ) + 8 . .",
-    "answer ( 4 * 3 ) + 8 yes .",
-    "answer ( 4 * 3 ) + .",
-    "answer ( 4 * 3 + 8 .",
-    "answer 4 * 3 ) + 8 .",
-    "answer ( answer 4 * 3 ) + 8 .",
-    "answer ( 4 * 3 ) answer + 8 .",
+    "", ".", " ", "answer", "answer ", "answer .", "answer . .", "answer answer .",
+    # no answer, one that does not end, more after it
+    "( 4 * 3 ) + 8 .", "answer ( 4 * 3 ) + 8", "answer ( 4 * 3 ) + 8 ;",
+    "answer ( 4 * 3 ) + 8 . and more", "answer ( 4 * 3 ) + 8 . .", "answer ( 4 * 3 ) + 8 yes .",
+    "answer ( 4 * 3 ) + .", "answer ( 4 * 3 + 8 .", "answer 4 * 3 ) + 8 .",
+    "answer ( answer 4 * 3 ) + 8 .", "answer ( 4 * 3 ) answer + 8 .",
     "answer 4 * 3 + 8 . answer 4 + 8 .",
-    "answer 8 + 4 + 3 .",  # another value
-    "answer 20 .",  # other numbers
-    "answer 5 * 4 .",
-    "answer 8 + 8 + 4 .",  # reused
-    "answer 4 * 3 + 8 + 8 - 8 .",
-    "answer 4 * 4 + 4 .",
-    "answer 4 + 8 + 8 .",
-    "answer 4 * 3 + 8 + 0 .",  # one too many
-    "answer 4 * 3 + 8 * 1 .",
-    "answer 8 + 4 * 3 = 20 .",
-    "answer +8 + 4 * 3 .",
-    "answer 8 - -4 * 3 .",
-    "answer 8 4 3 .",
-    "answer 84 3 .",
-    "answer () .",
-    "answer ( ) 8 + 4 * 3 .",
-    "answer 8 + 4 ** 3 .",
-    "answer 4 * 3 + 8 // 1 .",
-    "answer 8 + 4 x 3 .",
-    "answer 8 + 4 * 3.0 .",
-    "answer 8 + 4 * 3e0 .",
-    "answer 8 + 4 * 0x3 .",
-    "answer 8 + 4\n* 3 .",
-    "answer 8_0 .",
-    "answer \u0668 + \u0664 * \u0663 .",  # Arabic digits
-    "answer 8 + 4 * 3\u0663 .",
-    "answer 8 + 4 * 3 \u0663 .",
-    "answer 8 + 4 * \u00b3 .",  # a superscript, which isdigit() and int() judge differently
-    "answer 8 + 4 * \uff13 .",  # full width
-    "answer 8 + 4 \u00d7 3 .",
-    "answer 8\u00a0+ 4 * 3 .",
-    "answer 1/0 .",
-    "answer 8 / ( 4 - 4 ) + 3 .",
-    "answer 8 + 4 * 3 / ( 3 - 3 ) .",
-    "answer 9 ** 9 ** 9 ** 9 .",
-    "answer 99999999999999999999 * 3 .",
-    f"answer {'9' * 5000} .",
-    f"answer {'9*' * 5000}9 .",
-    f"answer {'(' * 5000}8{')' * 5000} .",
-    f"answer {'(' * 10_000} .",
-    f"answer {')' * 10_000} .",
-    f"answer {'()' * 5000} .",
-    f"answer {'(' * 31}8 + 4 * 3{')' * 31} .",
-    f"answer {'-' * 300}8 .",
-    "answer 8 + 4 * 3 .\x00",
-    "answer 8 + 4 * 3 \x00.",
-    "answer import os .",
-    "answer __import__('os').getpid() .",
-    "\ud800 answer \ud800 .",
-    "answer " * 3000,
-]
+    # another value, other numbers, one used twice, one too many
+    "answer 8 + 4 + 3 .", "answer 20 .", "answer 5 * 4 .", "answer 8 + 8 + 4 .",
+    "answer 4 * 3 + 8 + 8 - 8 .", "answer 4 * 4 + 4 .", "answer 4 + 8 + 8 .",
+    "answer 4 * 3 + 8 + 0 .", "answer 4 * 3 + 8 * 1 .", "answer 8 + 4 * 3 = 20 .",
+    # no expression of ours
+    "answer +8 + 4 * 3 .", "answer 8 - -4 * 3 .", "answer 8 4 3 .", "answer 84 3 .", "answer () .",
+    "answer ( ) 8 + 4 * 3 .", "answer 8 + 4 ** 3 .", "answer 4 * 3 + 8 // 1 .",
+    "answer 8 + 4 x 3 .", "answer 8 + 4 * 3.0 .", "answer 8 + 4 * 3e0 .", "answer 8 + 4 * 0x3 .",
+    "answer 8 + 4\n* 3 .", "answer 8_0 .", "answer 8\u00a0+ 4 * 3 .", "answer 8 + 4 \u00d7 3 .",
+    # Arabic digits, a superscript that isdigit() and int() judge differently, full width
+    "answer \u0668 + \u0664 * \u0663 .", "answer 8 + 4 * 3\u0663 .", "answer 8 + 4 * 3 \u0663 .",
+    "answer 8 + 4 * \u00b3 .", "answer 8 + 4 * \uff13 .",
+    # nothing to divide by, numbers and nesting without end
+    "answer 1/0 .", "answer 8 / ( 4 - 4 ) + 3 .", "answer 8 + 4 * 3 / ( 3 - 3 ) .",
+    "answer 9 ** 9 ** 9 ** 9 .", "answer 99999999999999999999 * 3 .", f"answer {'9' * 5000} .",
+    f"answer {'9*' * 5000}9 .", f"answer {'(' * 5000}8{')' * 5000} .", f"answer {'(' * 10_000} .",
+    f"answer {')' * 10_000} .", f"answer {'()' * 5000} .",
+    f"answer {'(' * 31}8 + 4 * 3{')' * 31} .", f"answer {'-' * 300}8 .",
+    # hostile
+    "answer 8 + 4 * 3 .\x00", "answer 8 + 4 * 3 \x00.", "answer import os .",
+    "answer __import__('os').getpid() .", "\ud800 answer \ud800 .", "answer " * 3000,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("response", RIGHT)
@@ -515,10 +464,13 @@ def test_evaluate_has_limits():
 
 
 def test_a_world_says_which_statements_are_true():
-    def truths(text: str) -> list[bool]:
-        return WORLD.statements(text)
-
+    truths = WORLD.statements
     assert truths("try 4 * 3 = 12 left 12 8 goal 20 ; try 12 + 8 = 21 no stop .") == [True, False]
     assert truths("try 9 - 4 = 5 try 4 - 9 = 5 try 0 + 0 = 0") == [True, False, True]
     assert truths("try 6 / 2 = 3 try 7 / 2 = 3 try 1 / 0 = 0") == [True, False, False]
+    assert truths("try 100 + 200 = 300 try 9 * 111 = 1000 try 600000 - 1 = 599999") == [
+        True,
+        False,
+        True,
+    ]
     assert truths("") == truths("try 4 * 3 = left 12") == truths("use 4 3 goal 12 ;") == []
