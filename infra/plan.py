@@ -114,12 +114,14 @@ def traffic(m: Shape, c, nodes: int, dp: int) -> dict[tuple[str, str], tuple[flo
     ring = 2 * (c.tp - 1) / c.tp * e * m.n_embd  # a ring passes a sum twice
     read = drawn + math.ceil(requests / dp) / c.group * c.max_prompt
     again = sums * (1 + c.recompute) + sums  # forward, once more, and backward
+    root = m.vocab_size * m.n_embd * (2 - m.tie_embeddings)  # stays from forward to backward
+    gathered = (2 * micro + silent) * (n - root) + micro * root
     out = {
         ("rollout", "weights, all-gather over dp"): (c.rounds * n * e * others, far),
         ("rollout", "activations, all-reduce over tp"): (read * sums * ring, near),
         ("rollout", "logits, all-gather over tp"): (drawn * m.vocab_size * (c.tp - 1) * e, near),
         ("rollout", "samples, all-gather over dp"): (requests * length * 17 * others, far),
-        ("update", "weights, all-gather over dp"): ((2 * micro + silent) * n * e * others, far),
+        ("update", "weights, all-gather over dp"): (gathered * e * others, far),
         ("update", "gradients, reduce-scatter over dp"): (micro * n * 4 * others, far),
         ("update", "activations, all-reduce over tp"): (
             tokens * ring * (again + sums * silent / micro),
