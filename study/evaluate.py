@@ -214,7 +214,8 @@ def evaluate_set(
             records = sample_batch(model, world, path.stem, first, part, c, e)
             f.write(b"".join(json.dumps(r).encode() + b"\n" for r in records))
             f.flush()
-            os.fsync(f.fileno())
+            if files.WRITES:
+                os.fsync(f.fileno())
             groups = (records[i : i + e.k] for i in range(0, len(records), e.k))
             scores += [score(group, world) for group in groups]
             tokens += sum(r["tokens"] for r in records)
@@ -268,6 +269,7 @@ def measured(c: Config, e: Evaluation, command: str, stop: Callable[[], bool]) -
     mine["device"] = str(device)
     for write in (False, True):  # refused where other files are: one may be the data itself
         files.claim(folder, mine, write)
+    parallel.here().wait()  # for the folder
     print(f"results in {folder}; responses of at most {c.max_new:,} tokens")
     found = {}
     for name, problems in sets.items():
