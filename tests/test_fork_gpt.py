@@ -27,16 +27,10 @@ from tasks.pretrain import Pretrain
 TEN = [0.8, 0.0, 0.5, 1.0, 0.3, 0.2, 0.9, 0.1, 0.7, 0.4]
 
 
-@pytest.mark.parametrize(
-    "rho, kept, tau",
-    [
-        (0.1, {3}, 1.0),
-        (0.2, {3, 6}, 0.9),
-        (0.5, {0, 2, 3, 6, 8}, 0.5),
-        (1.0, set(range(10)), 0.0),
-        (1e-9, {3}, 1.0),  # a share that rounds to no token: the 0-th largest was asked for
-    ],
-)
+@pytest.mark.parametrize("rho, kept, tau", [
+    (0.1, {3}, 1.0), (0.2, {3, 6}, 0.9), (0.5, {0, 2, 3, 6, 8}, 0.5), (1.0, set(range(10)), 0.0),
+    (1e-9, {3}, 1.0),  # a share that rounds to no token: the 0-th largest was asked for
+])  # fmt: skip
 def test_kept_set_by_hand(rho, kept, tau):
     mask, got = top_entropy(torch.tensor(TEN), rho)
     assert set(mask.nonzero()[:, 0].tolist()) == kept
@@ -139,23 +133,18 @@ def test_overlong_penalty_by_hand():
     assert overlong_penalty(lengths, 100, 0).tolist() == [0] * 5
 
 
-@pytest.mark.parametrize(
-    "ratio, advantage, dual, term, clipped",
-    [
-        (1.0, 2.0, 0, 2.0, False),
-        (1.5, 2.0, 0, 2.56, True),  # 1.28 * 2
-        (1.5, -2.0, 0, -3.0, False),  # a worse action got likelier: the pessimistic bound is free
-        (0.5, 2.0, 0, 1.0, False),
-        (0.5, -2.0, 0, -1.6, True),  # 0.8 * -2
-        (1.27, 1.0, 0, 1.27, False),
-        (0.81, -1.0, 0, -0.81, False),
-        (54.6, -1.0, 10, -10.0, True),  # the dual clip bounds negative advantages alone
-        (54.6, 1.0, 10, 1.28, True),
-        (9.9, -1.0, 10, -9.9, False),
-        (math.exp(19.9), -1.0, 0, -math.exp(19.9), False),
-        (math.exp(25), -1.0, 0, -math.exp(20), False),  # far outside any clip, and finite
-    ],
-)
+@pytest.mark.parametrize("ratio, advantage, dual, term, clipped", [
+    (1.0, 2.0, 0, 2.0, False),
+    (1.5, 2.0, 0, 2.56, True),  # 1.28 * 2
+    (1.5, -2.0, 0, -3.0, False),  # a worse action got likelier: the pessimistic bound is free
+    (0.5, 2.0, 0, 1.0, False),
+    (0.5, -2.0, 0, -1.6, True),  # 0.8 * -2
+    (1.27, 1.0, 0, 1.27, False), (0.81, -1.0, 0, -0.81, False),
+    (54.6, -1.0, 10, -10.0, True),  # the dual clip bounds negative advantages alone
+    (54.6, 1.0, 10, 1.28, True), (9.9, -1.0, 10, -9.9, False),
+    (math.exp(19.9), -1.0, 0, -math.exp(19.9), False),
+    (math.exp(25), -1.0, 0, -math.exp(20), False),  # far outside any clip, and finite
+])  # fmt: skip
 def test_clip_by_hand(ratio, advantage, dual, term, clipped):
     old = torch.tensor([-1.0], dtype=torch.float64)
     A, c = torch.tensor([advantage], dtype=torch.float64), Config(dual_clip=float(dual))
@@ -285,35 +274,20 @@ def test_flags_make_the_small_world_and_its_base():
 # ---------------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize(
-    "line, words",
-    [
-        ("--reho 0.2", "--reho|--help"),
-        ("--rho 0", "--rho 0.0|(0, 1]"),
-        ("--rho 1.5", "--rho 1.5|(0, 1]"),
-        ("--rho nan", "--rho nan|(0, 1]"),
-        ("--keep most", "--keep|top"),
-        ("--keep bottom --rho 1", "--rho 1.0|bottom"),
-        ("--steps many", "--steps|many"),
-        ("--oversample inf", "--oversample inf"),
-        (f"--seed {2**64}", "--seed|1e18"),
-        ("--beta2 1.5", "--beta2 1.5"),
-        ("--temperature 1e-9", "--temperature 1e-09|0.01"),
-        ("--overlong 200", "--overlong 200|--max-new"),
-        ("--dual-clip 0.5", "--dual-clip 0.5|above 1"),
-        ("--ops ++", "--ops '++'"),
-        ("--holdout 0.1", "--holdout|ignored|--data"),
-        ("--data x.jsonl", "--data|ignored|--model"),
-        ("--size mini --model runs/x", "--size|ignored"),
-        ("--size huge", "--size 'huge'|tiny"),
-        ("--group 1", "--group 1|2"),
-        ("--lr nan", "--lr nan"),
-        ("--resume runs/none", "runs/none|config.json"),
-        ("--resume runs/none --lr 1", "--resume|--lr"),
-        ("--max-number 1", "too few problems"),
-        ("--device cuda", "--device cuda|auto"),
-    ],
-)
+@pytest.mark.parametrize("line, words", [
+    ("--reho 0.2", "--reho|--help"), ("--rho 0", "--rho 0.0|(0, 1]"),
+    ("--rho 1.5", "--rho 1.5|(0, 1]"), ("--rho nan", "--rho nan|(0, 1]"),
+    ("--keep most", "--keep|top"), ("--keep bottom --rho 1", "--rho 1.0|bottom"),
+    ("--steps many", "--steps|many"), ("--oversample inf", "--oversample inf"),
+    (f"--seed {2**64}", "--seed|1e18"), ("--beta2 1.5", "--beta2 1.5"),
+    ("--temperature 1e-9", "--temperature 1e-09|0.01"),
+    ("--overlong 200", "--overlong 200|--max-new"), ("--dual-clip 0.5", "--dual-clip 0.5|above 1"),
+    ("--ops ++", "--ops '++'"), ("--holdout 0.1", "--holdout|ignored|--data"),
+    ("--data x.jsonl", "--data|ignored|--model"), ("--size mini --model runs/x", "--size|ignored"),
+    ("--size huge", "--size 'huge'|tiny"), ("--group 1", "--group 1|2"), ("--lr nan", "--lr nan"),
+    ("--resume runs/none", "runs/none|config.json"), ("--resume runs/none --lr 1", "--resume|--lr"),
+    ("--max-number 1", "too few problems"), ("--device cuda", "--device cuda|auto"),
+])  # fmt: skip
 def test_a_wrong_flag_is_one_clear_line(line, words, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

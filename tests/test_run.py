@@ -356,15 +356,11 @@ def test_a_checkpoint_of_another_shape(copied, whole, capsys):
         assert f"000006 does not belong to this configuration: see {name}" in said
 
 
-@pytest.mark.parametrize(
-    "bad, words",
-    [
-        (dict(kl_coef=0.1), "kl_coef"),
-        (dict(keep="foo"), "--keep 'foo'"),  # argparse does not see a config.json: it was bottom
-        (dict(steps="7"), "--steps '7'"),
-        ("[", "y/config.json"),
-    ],
-)
+@pytest.mark.parametrize("bad, words", [
+    (dict(kl_coef=0.1), "kl_coef"),
+    (dict(keep="foo"), "--keep 'foo'"),  # argparse does not see a config.json: it was bottom
+    (dict(steps="7"), "--steps '7'"), ("[", "y/config.json"),
+])  # fmt: skip
 def test_a_config_with_an_unread_key_or_a_wrong_value(copied, capsys, bad, words):
     path = copied / "config.json"
     text = bad if bad == "[" else json.dumps(json.loads(path.read_text()) | bad)
