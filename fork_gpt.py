@@ -33,6 +33,7 @@ samples and computes with a bf16 copy, cast anew after every optimizer step, who
 added to the fp32 ones as each appears.
 """
 
+import copy
 import hashlib
 import math
 import sys
@@ -52,7 +53,9 @@ from infra.files import UserError
 from infra.flags import flag
 from model import Transformer
 from rollout import Rollout, Sampling
-from tasks.ask import World, ask, countdown_of, draw, generator, measure, open_task, recipe_of, show
+from tasks import ask as asking
+from tasks.ask import World, ask, by_kind, draw, generator, measure, open_task, show
+from tasks.countdown import KINDS
 from tasks.pretrain import make_optimizer
 
 
@@ -78,9 +81,12 @@ class Config:
     holdout: float = flag(0.02, "share for validation, and for test", "[0, 0.5]", needs="data")
     skip_bad: bool = flag(False, "leave out malformed lines instead of stopping", needs="data")
 
-    keep: str = flag("top", "whose gradient counts", "top bottom random all", group="mask")
+    keep: str = flag(
+        "top", "whose gradient counts", "top bottom random all decisions filler", group="mask"
+    )
     rho: float = flag(0.2, "share kept by top and random; bottom keeps the others", "(0, 1]")
-    entropy: str = flag("current", "the entropies that rank: the policy's", "current rollout")
+    rho_end: float = flag(0.0, "rho moves to this until half the steps are done; 0: not", "[0, 1]")
+    entropy: str = flag("current", "whose entropies rank", "current rollout base")
     pool: str = flag("minibatch", "tokens of which a share is taken", "minibatch microbatch")
     normalize: str = flag("kept", "the loss is divided by this count of tokens", "kept all")
 
@@ -91,6 +97,7 @@ class Config:
     oversample: float = flag(1.5, "problems drawn per group still missing, each round", "[1, inf)")
     rounds: int = flag(2, "rounds of dynamic sampling at most", "[1, inf)")
     max_new: int = flag(160, "response tokens at most", "[1, inf)")
+    centre: str = flag("group", "tokens: the advantages' mean over tokens is 0", "group tokens")
     overlong: int = flag(0, "last tokens with a soft penalty (DAPO: 4096); 0 is off", "[0, inf)")
     temperature: float = flag(1.0, "of samples, log-probs and entropies alike", "[0, inf)")
     clip_low: float = flag(0.2, "lower clip of the ratio", "(0, 1)")
@@ -107,10 +114,14 @@ class Config:
 
     size: str = flag("tiny", "base model, a name of model.py", group="world", needs="no model")
     pretrain_steps: int = flag(3200, "of the base model", "[1, inf)", needs="no model")
+    base_seed: int = flag(0, "of the base model", "[0, 1e18)", needs="no model")
     n_numbers: int = flag(3, "numbers of a Countdown problem", "[2, 6]", needs="no data")
     max_number: int = flag(12, "largest number given", "[1, inf)", needs="no data")
     max_value: int = flag(30, "largest value on the way, and goal", "[1, inf)", needs="no data")
     ops: str = flag("+-*", "operations, some of +-*/", needs="no data")
+    attempts: int = flag(6, "failures after which a base trace stops", "[1, inf)", needs="no data")
+    filler_share: float = flag(0.0, "share of filler words", "[0, 0.57]", needs="no data")
+    filler_entropy: float = flag(0.69, "nats of each filler word", "(0, 2.07]", needs="no data")
 
     save_every: int = flag(10, "steps between checkpoints", "[1, inf)", group="measuring")
     eval_every: int = flag(30, "steps between looks at validation; 0 is never", "[0, inf)")
@@ -139,14 +150,19 @@ def top_entropy(entropy: Tensor, rho: float, local: bool = False) -> tuple[Tenso
     return mask, float(tau)
 
 
-def keep_mask(c: Config, entropy: Tensor, lots: torch.Generator | None) -> tuple[Tensor, float]:
+def keep_mask(
+    c: Config, entropy: Tensor, lots: torch.Generator | None, kinds: Tensor | None = None
+) -> tuple[Tensor, float]:
     """Which of the pool's response tokens carry the gradient: (mask (n,) bool, tau in nats, 0 where
     no threshold decides).
 
     top: the ceil(rho N) of highest entropy; bottom: all the others (the paper's "bottom 80%");
-    random: ceil(rho N) by lot, the control that the paper lacks; all: everything, plain DAPO.
+    random: ceil(rho N) by lot, the control that the paper lacks; all: everything, plain DAPO;
+    decisions, filler: those that the small world's grammar names so (kinds (n,), of KINDS).
     """
     local = c.pool == "microbatch"
+    if c.keep in KINDS:
+        return kinds == KINDS.index(c.keep), 0.0
     if c.keep == "all":
         return torch.ones_like(entropy, dtype=torch.bool), 0.0
     if c.keep == "random":
@@ -197,6 +213,7 @@ class Updated(NamedTuple):
     tau: float  # nats
     max_dlogp: float  # between policy and sampler, of the first micro-batch; 0 if they differ
     entropy: Tensor  # (n,), by which the tokens were ranked
+    kinds: Tensor  # (n,) int64, of KINDS
     mask: Tensor  # (n,) bool
     logprobs: Tensor  # (K,), the policy's before the step
     old: Tensor  # (K,), the sampler's
@@ -211,27 +228,34 @@ def update(
     c: Config,
     lots: torch.Generator | None,
     first: bool,
+    kinds_of: Callable = lambda ids: [-1] * len(ids),
+    ranker: Transformer | None = None,
 ) -> Updated:
     """Add the gradient of -J over the mini-batch, the samples `which`, to `model`'s; the caller
     clips it and steps.  advantages (B,), one a sample.
 
-    `first`: the policy has not moved since it drew the samples.
+    `first`: the policy has not moved since it drew the samples.  `kinds_of`: the
+    world's `kinds`; `ranker`: the model whose entropies rank, if it is not the policy.
     """
     cuts = samples.microbatches(which, c.microbatch)
     parts = [samples.sequences(part) for part in cuts]
     # The current policy's entropies.  The policy of the first update is the sampler, which noted
     # them; after that it has moved, and one pass without gradient finds them.
-    if first or c.entropy == "rollout" or c.keep in ("all", "random"):
+    noted = (first and not ranker) or c.entropy == "rollout"
+    if noted or c.keep not in ("top", "bottom"):
         entropies = [p.entropy for p in parts]
     else:
         with torch.no_grad():
-            entropies = [model(*p.scored(), c.temperature)[1] for p in parts]
+            entropies = [(ranker or model)(*p.scored(), c.temperature)[1] for p in parts]
     if not all(h.isfinite().all() for h in entropies):
         raise UserError("the policy's entropies are not finite; start again with a lower --lr")
     # One threshold for the whole mini-batch, on all ranks: a threshold for each micro-batch would
     # depend on how memory happens to cut the batch.
-    pools = entropies if c.pool == "microbatch" else [torch.cat(entropies)]
-    masks, taus = zip(*(keep_mask(c, h, lots) for h in pools), strict=True)
+    kinds = [torch.tensor(kinds_of(p.tokens.tolist()))[p.response.cpu()] for p in parts]
+    pools = [entropies, kinds]
+    if c.pool == "minibatch":
+        pools = [[torch.cat(x)] for x in pools]
+    masks, taus = zip(*(keep_mask(c, h, lots, k) for h, k in zip(*pools, strict=True)), strict=True)
     mask = torch.cat(masks)  # (n,)
     # Counts of the whole step, not means of micro-batch means: every kept token weighs the same.
     counted = mask if c.normalize == "kept" else torch.ones_like(mask)
@@ -253,7 +277,7 @@ def update(
         loss -= objective.item()
         kept.append(torch.stack((logprobs.detach(), p.logprobs[m], A)))
     tau, ranked = sum(taus) / len(taus), torch.cat(entropies)
-    return Updated(loss, tau, dlogp, ranked, mask, *torch.cat(kept, 1))
+    return Updated(loss, tau, dlogp, ranked, torch.cat(kinds), mask, *torch.cat(kept, 1))
 
 
 def columns(done: list[Updated], norms: list[float], c: Config) -> dict[str, float]:
@@ -277,6 +301,11 @@ def columns(done: list[Updated], norms: list[float], c: Config) -> dict[str, flo
         whole = replace(c, pool="minibatch")
         shared = sum(int((keep_mask(whole, e, None)[0] & m).sum()) for e, m in h)
         out["pool_overlap"] = shared / max(kept, 1)
+    if not c.data:
+        decided = [(u.kinds == KINDS.index("decisions")).to(u.mask.device) for u in done]
+        hits = sum(int((d & u.mask).sum()) for d, u in zip(decided, done, strict=True))
+        out["precision"] = hits / max(kept, 1)  # kept tokens that are decisions
+        out["recall"] = hits / max(sum(int(d.sum()) for d in decided), 1)  # decisions kept
     return out
 
 
@@ -291,6 +320,7 @@ class State:
     policy: Transformer  # samples and computes: the model itself in fp32, else its bf16 copy
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
+    ranker: Transformer | None  # the frozen base, where its entropies rank
     clock: files.Clock
     problems: str  # hash of those trained on: `position` means nothing among others
     step: int = 0
@@ -356,12 +386,21 @@ def step(state: State, world: World, problems: list, c: Config) -> dict:
     clock, cpu = time.perf_counter(), time.process_time()
     samples, advantages, groups, metrics = collect(state, world, problems, c)
     sampled, done, norms = time.perf_counter(), [], []
+    if c.rho_end:
+        done_half = min(1.0, 2 * state.step / c.steps)
+        c = replace(c, rho=c.rho + (c.rho_end - c.rho) * done_half)
     n = min(c.updates, len(groups))  # 0 when no group was mixed: nothing to learn from
     for u in range(n):
         mine = groups[u * len(groups) // n : (u + 1) * len(groups) // n]
         which = [g * c.group + i for g in mine for i in range(c.group)]
         lots = generator(advantages.device, c.seed, "lots", state.n_updates)
-        one = update(state.policy, samples, advantages, which, c, lots, first=u == 0)
+        A = advantages
+        if c.centre == "tokens":  # any constant is as good a baseline: a token's score has mean 0
+            weight = samples.lengths()[which].float()
+            sums = torch.stack(((A[which] * weight).sum(), weight.sum()))
+            A = A - torch.div(*parallel.sum_over_ranks(sums))
+        kinds, base = world.kinds, state.ranker
+        one = update(state.policy, samples, A, which, c, lots, u == 0, kinds, base)
         norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), c.grad_clip).item()
         if not (math.isfinite(one.loss) and math.isfinite(norm)):
             where = f"step {state.step + 1}, update {u + 1}: loss {one.loss}, gradient norm {norm}"
@@ -377,6 +416,8 @@ def step(state: State, world: World, problems: list, c: Config) -> dict:
     state.step += 1
     trained = time.perf_counter()
     metrics |= dict(groups=len(groups)) | columns(done, norms, c)
+    if not c.data:
+        metrics |= by_kind(state.policy, world, samples, c.temperature)
     metrics["rollout_tok_s"] = metrics["sampled_tokens"] / (sampled - clock)
     metrics["update_tok_s"] = sum(len(u.mask) for u in done) / (trained - sampled)
     spent = dict(seconds=trained - clock, cpu_seconds=time.process_time() - cpu)
@@ -459,7 +500,8 @@ def begin(model: Transformer, problems: list, c: Config, clock: files.Clock) -> 
     optimizer = make_optimizer(model, c.lr, c.weight_decay, c.beta2, c.optimizer)
     stream = generator(model.head_weight.device, c.seed, "rollout")
     digest = hashlib.sha256(repr(problems).encode()).hexdigest()[:16]
-    return State(model, policy, optimizer, stream, clock, digest)
+    base = copy.deepcopy(policy) if c.entropy == "base" else None
+    return State(model, policy, optimizer, stream, base, clock, digest)
 
 
 def configure(given: dict) -> Config:
@@ -471,7 +513,7 @@ def configure(given: dict) -> Config:
     c = Config(**given)
     flags.check(c)
     if not c.data:
-        countdown_of(c), recipe_of(c)  # refuse what cannot be
+        asking.countdown_of(c), asking.recipe_of(c)  # refuse what cannot be
     rules = [
         ("temperature", c.temperature >= 0.01, "at least 0.01: greedy answers are all the same"),
         ("rho", c.rho < 1 or c.keep != "bottom", "below 1 with --keep bottom: nothing is left"),

@@ -17,7 +17,7 @@ import torch
 from infra.files import UserError
 from model import HEAD_CHUNK, Shape, Transformer, count_parameters
 
-BOTH = ("weights", "bf16 copy", "optimizer", "samples")
+BOTH = ("weights", "bf16 copy", "frozen base", "optimizer", "samples")
 PHASES = dict(
     rollout=(*BOTH, "KV cache", "decoding"),
     update=(*BOTH, "gradients", "activations", "backward"),
@@ -72,7 +72,8 @@ def preflight(
     # update: what every block keeps, and the largest of the head, of one block and of the embedding
     tokens = min(max(c.microbatch, length), math.ceil(c.prompts / c.updates) * c.group * length)
     responses = tokens * c.max_new // length
-    share = dict(top=c.rho, random=c.rho, bottom=1 - c.rho, all=1.0)[c.keep]
+    rho = max(c.rho, c.rho_end)
+    share = dict(top=rho, random=rho, bottom=1 - c.rho).get(c.keep, 1.0)
     chunk = max(1, HEAD_CHUNK // V)
     rows, scored = min(math.ceil(share * responses), chunk), min(responses, chunk)
     block = tokens * kept_by_block(m, e, cuda)
@@ -87,11 +88,12 @@ def preflight(
         embedding = max(2 * matrix, handed)
     else:
         head, embedding = max(head, handed), handed
-    prepass = c.updates > 1 and c.entropy == "current" and c.keep in ("top", "bottom")
+    prepass = c.updates > 1 and c.entropy != "rollout" and c.keep in ("top", "bottom")
     passes = 12 * scored * V * prepass - 4 * n  # before any gradient
     return {
         "weights": 4 * n,
         "bf16 copy": e * n * copied,
+        "frozen base": e * n * (c.entropy == "base"),
         "optimizer": 8 * n * (c.optimizer == "adamw"),
         "samples": requests * (16 * c.max_new + 34 * length),
         "KV cache": 2 * m.n_layer * slots * k * length * e,

@@ -33,9 +33,9 @@ class Pretrain:
     batch: int = 16  # traces a step; larger batches learn less in the same time
     lr: float = 4e-3  # peak learning rate of AdamW; 50 steps of warm-up, then cosine to 0
     skill: float = 0.7  # share of traces that prefer moves which keep the goal reachable
-    attempts: int = 6  # finished tries a trace makes at most
     p_stop: float = 0.35  # chance to give up after a failed try
     seed: int = 0
+    start: str = ""  # folder of a base that it goes on from; new words get new rows
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
@@ -57,11 +57,12 @@ def make_optimizer(
 def batch_of_traces(recipe: Pretrain, world: Countdown, problems: list, step: int) -> tuple:
     """Step `step`'s traces, packed, and the rows (K,) whose next token is learned: the trace's."""
     rng, tokenizer = random.Random(f"{recipe.seed}/{step}"), world.tokenizer()
+    wording = random.Random(f"{recipe.seed}/{step}/wording")  # the decisions are any world's
     texts, rows, end = [], [], 0
     for problem in rng.choices(problems, k=recipe.batch):
-        trace = world.trace(problem, rng, recipe.skill, recipe.attempts, recipe.p_stop)
+        trace = world.trace(problem, rng, recipe.skill, world.attempts, recipe.p_stop)
         first = end + len(tokenizer.encode(problem.prompt))
-        texts.append(tokenizer.encode(f"{problem.prompt} {trace}"))
+        texts.append(tokenizer.encode(f"{problem.prompt} {world.worded(trace, wording)}"))
         end += len(texts[-1])
         rows += range(first - 1, end - 1)
     return *pack(texts, torch.device("cpu")), torch.tensor(rows)
@@ -74,6 +75,11 @@ def pretrain(
     problems, n_vocab = world.splits()["train"], world.tokenizer().n_vocab
     model = Transformer(replace(SIZES[recipe.size], vocab_size=n_vocab))
     model.init_weights(torch.Generator().manual_seed(recipe.seed))
+    if recipe.start:
+        with torch.no_grad():
+            for name, p in weights.load_model(recipe.start)[0].state_dict().items():
+                n = min(len(p), len(model.state_dict()[name]))
+                model.state_dict()[name][:n] = p[:n]
     optimizer = make_optimizer(model, recipe.lr, weight_decay=0.1, beta2=0.95)
     first, clock = 0, files.Clock()
     if checkpoint.exists():
@@ -104,14 +110,19 @@ def pretrain(
     return model, clock.seconds()
 
 
+def folder_of(recipe: Pretrain, world: Countdown) -> Path:
+    """Where a base model is cached."""
+    made_by = [asdict(recipe), asdict(world), torch.__version__, torch.get_num_threads()]
+    digest = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:8]
+    return Path("runs") / f"base-{recipe.size}-{digest}"
+
+
 def base_model(
     recipe: Pretrain, world: Countdown, stop: Callable[[], bool] = lambda: False
 ) -> tuple[Transformer, dict]:
     """The cached base, trained if there is none yet, and the seconds that earlier processes
     took."""
-    made_by = [asdict(recipe), asdict(world), torch.__version__, torch.get_num_threads()]
-    digest = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:8]
-    folder, here = Path("runs") / f"base-{recipe.size}-{digest}", files.Clock()
+    folder, here = folder_of(recipe, world), files.Clock()
     if not (folder / "model.pt").exists():
         model, spent = pretrain(recipe, world, folder / "pretrain.pt", stop)
         files.write_json(folder / "config.json", dict(recipe=asdict(recipe)) | spent)
