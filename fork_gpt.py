@@ -84,10 +84,27 @@ class Config:
     keep: str = flag(
         "top", "whose gradient counts", "top bottom random all decisions filler", group="mask"
     )
-    rho: float = flag(0.2, "share kept by top and random; bottom keeps the others", "(0, 1]")
-    rho_end: float = flag(0.0, "rho moves to this until half the steps are done; 0: not", "[0, 1]")
-    entropy: str = flag("current", "whose entropies rank", "current rollout base")
-    pool: str = flag("minibatch", "tokens of which a share is taken", "minibatch microbatch")
+    rho: float = flag(
+        0.2,
+        "share kept by top and random; bottom keeps the others",
+        "(0, 1]",
+        needs="keep top bottom random",
+    )
+    rho_end: float = flag(
+        0.0,
+        "rho moves to this until half the steps are done; 0: not",
+        "[0, 1]",
+        needs="keep top bottom random",
+    )
+    entropy: str = flag(
+        "current", "whose entropies rank", "current rollout base", needs="keep top bottom"
+    )
+    pool: str = flag(
+        "minibatch",
+        "tokens of which a share is taken",
+        "minibatch microbatch",
+        needs="keep top bottom random",
+    )
     normalize: str = flag("kept", "the loss is divided by this count of tokens", "kept all")
 
     steps: int = flag(54, "rollouts", "[1, inf)", group="step")
@@ -108,8 +125,10 @@ class Config:
     optimizer: str = flag("adamw", "sgd is plain: no momentum, no weight decay", "adamw sgd")
     lr: float = flag(1.5e-4, "constant after the warm-up; sgd: 0.05, hardly searched", "[0, inf)")
     warmup: int = flag(0, "optimizer steps of linear warm-up", "[0, inf)")
-    weight_decay: float = flag(0.1, "AdamW weight decay, on matrices", "[0, inf)")
-    beta2: float = flag(0.999, "AdamW beta2; beta1 is 0.9", "[0, 1)")
+    weight_decay: float = flag(
+        0.1, "AdamW weight decay, on matrices", "[0, inf)", needs="optimizer adamw"
+    )
+    beta2: float = flag(0.999, "AdamW beta2; beta1 is 0.9", "[0, 1)", needs="optimizer adamw")
     grad_clip: float = flag(1.0, "gradient norm at most", "[0, inf)")
 
     size: str = flag("tiny", "base model, a name of model.py", group="world", needs="no model")

@@ -16,23 +16,27 @@ import fcntl
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 import fork_gpt
-from fork_gpt import Config
+from fork_gpt import Config, top_entropy
 from infra import files
 from infra.files import UserError
-from tasks.ask import measure, open_task
+from study.arms import difference, pooled
+from study.findings import alternatives
+from tasks.ask import distribution, measure, open_task
 from tasks.countdown import KINDS, Countdown
 from tasks.pretrain import Pretrain, base_model, folder_of
 
-OUT = Path("runs/grid")
+OUT, RESULTS = Path("runs/grid"), Path("results")
 SHARES, ENTROPIES = (0.2, 0.4), (0.1, 0.33, 0.69, 1.8)
 TEXT = (0.25, 0.67)  # half its tokens are below .01 nats and p80 is .67, as in the paper's model
 WORLDS = [(0.0, 0.69), *((s, h) for s in SHARES for h in ENTROPIES), TEXT]
@@ -154,15 +158,15 @@ def screening() -> Iterator[Run]:
             yield from (Run(*world, 32, 8, arm, r, steps=100) for r in RATES["adamw"][2:])
 
 
-def deciding() -> Iterator[Run]:
+def deciding(only: Sequence[tuple] = ()) -> Iterator[Run]:
     """Three bases, four seeds, each arm at the learning rate that the screening chose for it; two
-    controls with one seed a base."""
-    for (*world, P, G), optimizer, arms in DECIDING:
-        for base, seed in ((b, s) for s in range(4) for b in range(3)):
-            for arm in arms:
+    controls with one seed a base.  `only` these cells, or all."""
+    for cell, optimizer, arms in DECIDING:
+        for seed, base in product(range(4), range(3)):
+            for arm in arms if not only or (*cell, optimizer) in only else ():
                 if arm not in ("random", "filler") or seed == 0:
-                    yield Run(*world, P, G, arm, chosen(*world, P, G, arm, optimizer), optimizer,
-                              base, seed)  # fmt: skip
+                    rate = chosen(*cell, arm, optimizer)
+                    yield Run(*cell, arm, rate, optimizer, base, seed)
 
 
 def chosen(share: float, entropy: float, P: int, G: int, arm: str, optimizer: str) -> float:
@@ -181,11 +185,11 @@ def chosen(share: float, entropy: float, P: int, G: int, arm: str, optimizer: st
 # ---------------------------------------------------------------------- the runs
 
 
-def work(run: Run, stop: Callable[[], bool]) -> None:
-    """Make the run, or go on with it, unless another process is at it."""
+def work(run: Any, stop: Callable[[], bool], split: str = "test") -> None:
+    """Make the run, or go on with it, unless another process is at it; measure it on `split`."""
     folder = run.folder()
     folder.mkdir(parents=True, exist_ok=True)
-    with open(OUT / f".{folder.name}.lock", "w") as lock:
+    with open(folder / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -200,10 +204,10 @@ def work(run: Run, stop: Callable[[], bool]) -> None:
             state.load(checkpoint)
         log.cut(state.step)
         fork_gpt.train(state, world, splits, c, log, stop)
-        found, _ = measure(state.policy, world, splits["test"], replace(c, eval_k=8))
+        found, _ = measure(state.policy, world, splits[split], replace(c, eval_k=8))
         lines = [json.loads(x) for x in open(folder / "metrics.jsonl")]
         summary = asdict(run) | summarise(lines) | dict(
-            test=found["accuracy"], arithmetic=found["arithmetic"], truncated=found["truncated"]
+            {split: found["accuracy"]}, arithmetic=found["arithmetic"], truncated=found["truncated"]
         )  # fmt: skip
         files.write_json(folder / "summary.json", summary | clock.seconds())
         checkpoint.unlink(missing_ok=True)
@@ -227,6 +231,132 @@ def summarise(lines: list[dict]) -> dict:
     return out | dict(kl=kl, grad_norm=mean("grad_norm"), clipped=mean("clip_fraction"))
 
 
+# ---------------------------------------------------------------------- what was found
+
+
+def look(share: float, entropy: float, seed: int) -> dict:
+    """A base model before any training: accuracy on validation, what kinds its tokens are and how
+    uncertain, the percentiles that the paper reports, and what the top 20% would keep: recall and
+    precision of decisions, and `nu`, the dropped share of the noise's energy, sum of 1 - sum p^2.
+    """
+    path = OUT / f"base-{share}-{entropy}-{seed}.json"
+    if path.exists():
+        return files.read_json(path)
+    c = Config(model=str(base_of(share, entropy, seed)), **world_of(share, entropy), device="cpu")
+    model, world, splits, _ = open_task(c, torch.device("cpu"), lambda: False)
+    found, samples = measure(model, world, splits["val"], c)
+    kinds = torch.tensor(world.kinds(samples.tokens.tolist()))[samples.response]
+    h, decided = samples.entropy, kinds == KINDS.index("decisions")
+    top, tau = top_entropy(h, 0.2)
+    parts = (samples.sequences([b]) for b in range(len(samples.finished)))
+    energy = torch.cat([alternatives(model, s, 1)[-1] for s in parts]).square()
+    record = dict(share=share, entropy=entropy, base=seed, accuracy=found["accuracy"], tau=tau)
+    d = distribution(h)
+    record |= {"arithmetic": found["arithmetic"], "p50": d["p50"], "p80": d["p80"]}
+    record |= {"below_0.01": d["below_0.01"], "nu": (energy[~top].sum() / energy.sum()).item()}
+    record["recall"] = (top & decided).sum().item() / decided.sum().item()
+    record["precision"] = (top & decided).sum().item() / top.sum().item()
+    for i, name in enumerate(KINDS):
+        mine = kinds == i
+        record[name] = dict(share=mine.float().mean().item())
+        record[name] |= dict(entropy=h[mine].mean().item()) if mine.any() else {}
+    files.write_json(path, record)
+    return record
+
+
+def best(runs: list[Run]) -> dict[str, dict]:
+    """Screening runs of one cell -> of each arm the summary with the best score."""
+    out = {}
+    for s in (r.summary() for r in runs if r.done()):
+        out[s["arm"]] = max(out.get(s["arm"], s), s, key=lambda x: x["score"])
+    return out
+
+
+def screened() -> list[dict]:
+    """Each screened cell: the score and the rate of every arm at its best, top minus all, and what
+    its base is like."""
+    cells = {}
+    for r in screening():
+        cell = (r.share, r.entropy, r.prompts, r.group, r.optimizer)
+        cells.setdefault(cell, []).append(r)
+    out = []
+    for (share, h, P, G, optimizer), runs in cells.items():
+        arms = best(runs)
+        if "top" in arms and "all" in arms:
+            row = dict(share=share, entropy=h, prompts=P, group=G, optimizer=optimizer)
+            row |= dict(top_minus_all=arms["top"]["score"] - arms["all"]["score"])
+            row |= dict(base=look(share, h, 0))
+            keep = "score rate recall precision entropy_decisions entropy_filler kl".split()
+            arms = {a: {k: s[k] for k in keep} for a, s in arms.items()}
+            out.append(row | dict(arms=arms))
+    return out
+
+
+def decided() -> list[dict]:
+    """Each deciding cell: every arm's test accuracies, and its difference from `all` by the rule of
+    study/arms.py."""
+    out = []
+    for (share, h, P, G), optimizer, names in DECIDING:
+        cell = (share, h, P, G, optimizer)
+        runs = [r for r in deciding([cell]) if r.done()]
+        mine = {a: [r.summary() for r in runs if r.arm == a] for a in names}
+        mine = {a: s for a, s in mine.items() if s}
+        if "all" not in mine:
+            continue
+        test = {a: [x["test"] for x in s] for a, s in mine.items()}
+        sd, df = pooled([*test.values()])
+        bases = [look(share, h, b) for b in range(3)]
+        row = dict(share=share, entropy=h, prompts=P, group=G, optimizer=optimizer, sd=sd, df=df)
+        row |= dict(
+            base={
+                k: float(np.mean([b[k] for b in bases]))
+                for k in bases[0]
+                if type(bases[0][k]) is float
+            }
+        )
+        row["arms"] = {}
+        for a, s in mine.items():
+            about = dict(mean=float(np.mean(test[a])), runs=test[a], rate=s[0]["rate"])
+            for k in (
+                "recall",
+                "precision",
+                "entropy_decisions",
+                "entropy_filler",
+                "entropy_bookkeeping",
+            ):
+                about[k] = np.mean([x[k] for x in s], 0).tolist()
+            for k in ("arithmetic", "truncated", "score"):
+                about[k] = float(np.mean([x[k] for x in s]))
+            about["kl"] = {k: float(np.mean([x["kl"][k] for x in s])) for k in KINDS}
+            row["arms"][a] = about | dict(minus_all=difference(test[a], test["all"], sd, df))
+            if "top" in test and a not in ("all", "top"):
+                row["arms"][a]["minus_top"] = difference(test[a], test["top"], sd, df)
+        out.append(row)
+    return out
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float:
+    """Rank correlation, ties at their mean rank."""
+
+    def ranks(values: Sequence[float]) -> np.ndarray:
+        _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
+        return (counts.cumsum() - (counts - 1) / 2)[index]
+
+    return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
+
+
+def correlation(cells: list[dict]) -> dict:
+    """Recall on the base against top minus all over the screened cells of AdamW: rank correlation,
+    and with each world left out."""
+    cells = [c for c in cells if c["optimizer"] == "adamw"]
+    pairs = [((c["share"], c["entropy"]), c["base"]["recall"], c["top_minus_all"]) for c in cells]
+    left = {}
+    for world in dict.fromkeys(p[0] for p in pairs):
+        rest = [p[1:] for p in pairs if p[0] != world]
+        left[f"{world[0]:g} {world[1]:g}"] = spearman(*zip(*rest, strict=True))
+    return dict(rank=spearman(*list(zip(*pairs, strict=True))[1:]), left_out=left, n=len(pairs))
+
+
 def main(argv: list[str]) -> int:
     """The command line."""
     torch.set_num_threads(1)  # a part of the bases' names
@@ -234,13 +364,25 @@ def main(argv: list[str]) -> int:
         raise UserError("python -m study.grid takes --plan, --table or nothing")
     stop = files.stop_on_signal()
     for part in (screening, deciding):
-        for run in part():
+        runs = list(part()) if argv else part()
+        if argv == ["--plan"]:
+            done = [r.summary()["cpu_seconds"] for r in runs if r.done()]
+            print(f"{part.__name__}: {len(done)} of {len(runs)}, {sum(done) / 3600:.2f} CPU-hours")
+        for run in runs if not argv else ():
             if not run.done():
                 work(run, stop)
             if stop():
                 raise KeyboardInterrupt
-        while not all(run.done() for run in part()):  # another process is at the last ones
+        while not argv and not all(run.done() for run in part()):  # another process's last ones
             time.sleep(5)
+    if argv == ["--table"]:
+        cells = screened()
+        record = dict(screened=cells, correlation=correlation(cells), decided=decided())
+        RESULTS.mkdir(exist_ok=True)
+        files.write_atomic(RESULTS / "grid.json", json.dumps(record, allow_nan=False).encode())
+        done = [r.summary() for part in (screening, deciding) for r in part() if r.done()]
+        lines = "".join(json.dumps(s) + "\n" for s in done)
+        files.write_atomic(RESULTS / "grid.jsonl", lines.encode())
     return 0
 
 
