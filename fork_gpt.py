@@ -38,6 +38,7 @@ import hashlib
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -53,10 +54,24 @@ from infra.files import UserError
 from infra.flags import flag
 from model import Transformer
 from rollout import Rollout, Sampling
-from tasks import ask as asking
-from tasks.ask import World, ask, by_kind, draw, generator, measure, open_task, show
+from tasks.ask import (
+    World,
+    ask,
+    by_kind,
+    countdown_of,
+    draw,
+    kinds_of,
+    measure,
+    open_model,
+    open_task,
+    recipe_of,
+    seed_of,
+    show,
+)
 from tasks.countdown import KINDS
 from tasks.pretrain import make_optimizer
+
+NAMES, PART = " ".join(KINDS), "keep top bottom random"  # who takes a share of the tokens
 
 
 @dataclass(frozen=True)
@@ -67,6 +82,7 @@ class Config:
     resume: str = flag("", "continue the run in this folder; takes no other flag")
     seed: int = flag(0, "of the sampler, the data order and the random mask", "[0, 1e18)")
     device: str = flag("auto", "where to run; auto takes the best there is", "auto cuda mps cpu")
+    tp: int = flag(1, "processes of torchrun that hold one model together", "[1, inf)")
     threads: int = flag(1, "CPU threads; one is the fastest per CPU-second", "[1, inf)")
     dtype: str = flag("float32", "of the compute; master weights are fp32", "float32 bfloat16")
     recompute: bool = flag(False, "activation checkpointing: a third more compute, less memory")
@@ -81,30 +97,11 @@ class Config:
     holdout: float = flag(0.02, "share for validation, and for test", "[0, 0.5]", needs="data")
     skip_bad: bool = flag(False, "leave out malformed lines instead of stopping", needs="data")
 
-    keep: str = flag(
-        "top", "whose gradient counts", "top bottom random all decisions filler", group="mask"
-    )
-    rho: float = flag(
-        0.2,
-        "share kept by top and random; bottom keeps the others",
-        "(0, 1]",
-        needs="keep top bottom random",
-    )
-    rho_end: float = flag(
-        0.0,
-        "rho moves to this until half the steps are done; 0: not",
-        "[0, 1]",
-        needs="keep top bottom random",
-    )
-    entropy: str = flag(
-        "current", "whose entropies rank", "current rollout base", needs="keep top bottom"
-    )
-    pool: str = flag(
-        "minibatch",
-        "tokens of which a share is taken",
-        "minibatch microbatch",
-        needs="keep top bottom random",
-    )
+    keep: str = flag("top", "whose gradient counts", "top bottom random all " + NAMES, group="mask")
+    rho: float = flag(0.2, "share of top, random; bottom has the rest", "(0, 1]", needs=PART)
+    rho_end: float = flag(0.0, "rho moves there over half the steps; 0: not", "[0, 1]", needs=PART)
+    entropy: str = flag("current", "whose rank", "current rollout base", needs="keep top bottom")
+    pool: str = flag("minibatch", "that a share is taken of", "minibatch microbatch", needs=PART)
     normalize: str = flag("kept", "the loss is divided by this count of tokens", "kept all")
 
     steps: int = flag(54, "rollouts", "[1, inf)", group="step")
@@ -125,10 +122,8 @@ class Config:
     optimizer: str = flag("adamw", "sgd is plain: no momentum, no weight decay", "adamw sgd")
     lr: float = flag(1.5e-4, "constant after the warm-up; sgd: 0.05, hardly searched", "[0, inf)")
     warmup: int = flag(0, "optimizer steps of linear warm-up", "[0, inf)")
-    weight_decay: float = flag(
-        0.1, "AdamW weight decay, on matrices", "[0, inf)", needs="optimizer adamw"
-    )
-    beta2: float = flag(0.999, "AdamW beta2; beta1 is 0.9", "[0, 1)", needs="optimizer adamw")
+    weight_decay: float = flag(0.1, "on matrices", "[0, inf)", needs="optimizer adamw")
+    beta2: float = flag(0.999, "AdamW's; beta1 is 0.9", "[0, 1)", needs="optimizer adamw")
     grad_clip: float = flag(1.0, "gradient norm at most", "[0, inf)")
 
     size: str = flag("tiny", "base model, a name of model.py", group="world", needs="no model")
@@ -140,7 +135,7 @@ class Config:
     ops: str = flag("+-*", "operations, some of +-*/", needs="no data")
     attempts: int = flag(6, "failures after which a base trace stops", "[1, inf)", needs="no data")
     filler_share: float = flag(0.0, "share of filler words", "[0, 0.57]", needs="no data")
-    filler_entropy: float = flag(0.69, "nats of each filler word", "(0, 2.07]", needs="no data")
+    filler_entropy: float = flag(0.69, "nats of each", "(0, 2.07]", needs="filler_share")
 
     save_every: int = flag(10, "steps between checkpoints", "[1, inf)", group="measuring")
     eval_every: int = flag(30, "steps between looks at validation; 0 is never", "[0, inf)")
@@ -154,40 +149,41 @@ class Config:
 # ---------------------------------------------------------------------- the mask
 
 
-def top_entropy(entropy: Tensor, rho: float, local: bool = False) -> tuple[Tensor, float]:
+def top_entropy(
+    entropy: Tensor, rho: float, number: Tensor | None = None, N: int | None = None
+) -> tuple[Tensor, float]:
     """entropy (n,) nats -> (mask (n,) bool, tau): the k = ceil(rho N) highest of the N tokens of
-    all ranks, or of this one if `local`; tau is the k-th highest, in fp32.
+    all ranks, or of these n; tau is the k-th highest, in fp32.
 
-    Exactly k are kept: of the tokens that tie with tau the first in position (rank, then stream).
-    An empty pool has an empty mask and tau = inf.
+    Exactly k are kept: of the tokens that tie with tau those of the lowest `number` (n,), by
+    default their position.  An empty pool has an empty mask and tau = inf.
     """
-    total = (lambda x: x) if local else parallel.sum_over_ranks
-    n = int(total(torch.tensor(len(entropy), device=entropy.device)))
-    k = math.ceil(round(rho * n, 6))  # 0.07 * 100 is 7.000000000000001 in floats
+    number = torch.arange(len(entropy), device=entropy.device) if number is None else number
+    total, N = (parallel.here().sum, N) if N is not None else (lambda x: x, len(entropy))
+    k = max(1, math.ceil(round(rho * N, 6))) if N else 0  # 0.07 * 100 is 7.000000000000001
     # a certain token's H may come out as -1e-9 or -0.0, whose bits would sort above every number
-    mask, tau = parallel.largest(entropy.float().clamp(min=0) + 0.0, max(1, k) if n else 0, total)
+    mask, tau = parallel.largest(entropy.float().clamp(min=0) + 0.0, k, number, total)
     return mask, float(tau)
 
 
 def keep_mask(
-    c: Config, entropy: Tensor, lots: torch.Generator | None, kinds: Tensor | None = None
+    c: Config, entropy: Tensor, lot: Tensor, kinds: Tensor, number: Tensor, N: int | None
 ) -> tuple[Tensor, float]:
     """Which of the pool's response tokens carry the gradient: (mask (n,) bool, tau in nats, 0 where
-    no threshold decides).
+    no threshold decides).  `lot` (n,) in [0, 1), `kinds` (n,) of KINDS; the rest as in
+    `top_entropy`.
 
     top: the ceil(rho N) of highest entropy; bottom: all the others (the paper's "bottom 80%");
-    random: ceil(rho N) by lot, the control that the paper lacks; all: everything, plain DAPO;
-    decisions, filler: those that the small world's grammar names so (kinds (n,), of KINDS).
+    random: ceil(rho N) by lot, the control that the paper lacks; all: everything, plain DAPO; a
+    kind: the tokens that the small world's grammar takes for it.
     """
-    local = c.pool == "microbatch"
     if c.keep in KINDS:
         return kinds == KINDS.index(c.keep), 0.0
     if c.keep == "all":
         return torch.ones_like(entropy, dtype=torch.bool), 0.0
     if c.keep == "random":
-        lot = torch.rand(entropy.shape, generator=lots, device=entropy.device)
-        return top_entropy(lot, c.rho, local)[0], 0.0
-    mask, tau = top_entropy(entropy, c.rho, local)
+        return top_entropy(lot, c.rho, number, N)[0], 0.0
+    mask, tau = top_entropy(entropy, c.rho, number, N)
     return (mask if c.keep == "top" else ~mask), tau
 
 
@@ -226,12 +222,14 @@ def surrogate(logprobs: Tensor, old: Tensor, A: Tensor, c: Config) -> tuple[Tens
 
 
 class Updated(NamedTuple):
-    """What `update` did, of the n response tokens in its order and the K that it kept."""
+    """What `update` did on this rank, of its n response tokens and the K of them that it kept."""
 
-    loss: float
-    tau: float  # nats
+    loss: float  # this rank's part of -J, times the number of dp ranks
+    taus: list[float]  # nats, of every pool
     max_dlogp: float  # between policy and sampler, of the first micro-batch; 0 if they differ
     entropy: Tensor  # (n,), by which the tokens were ranked
+    number: Tensor  # (n,), of each token in the rollout
+    N: int  # tokens of the mini-batch, of all ranks
     kinds: Tensor  # (n,) int64, of KINDS
     mask: Tensor  # (n,) bool
     logprobs: Tensor  # (K,), the policy's before the step
@@ -245,48 +243,52 @@ def update(
     advantages: Tensor,
     which: list[int],
     c: Config,
-    lots: torch.Generator | None,
+    lots: torch.Generator,
     first: bool,
-    kinds_of: Callable = lambda ids: [-1] * len(ids),
+    kinds: Tensor,
     ranker: Transformer | None = None,
 ) -> Updated:
     """Add the gradient of -J over the mini-batch, the samples `which`, to `model`'s; the caller
     clips it and steps.  advantages (B,), one a sample.
 
-    `first`: the policy has not moved since it drew the samples.  `kinds_of`: the
-    world's `kinds`; `ranker`: the model whose entropies rank, if it is not the policy.
+    `first`: the policy has not moved since it drew the samples.  `kinds`, of KINDS, of all tokens
+    of the rollout; `ranker`: whose entropies rank, if not the policy's.
     """
-    cuts = samples.microbatches(which, c.microbatch)
-    parts = [samples.sequences(part) for part in cuts]
+    ranks, lengths = parallel.here(), samples.cu_seqlens.diff().tolist()
+    parts, real = parallel.microbatches(lengths, which, c.microbatch)  # after `real`: no tokens
+    packed = [samples.sequences(part) for part in parts]
     # The current policy's entropies.  The policy of the first update is the sampler, which noted
     # them; after that it has moved, and one pass without gradient finds them.
     noted = (first and not ranker) or c.entropy == "rollout"
     if noted or c.keep not in ("top", "bottom"):
-        entropies = [p.entropy for p in parts]
+        entropies = [p.entropy for p in packed]
     else:
         with torch.no_grad():
-            entropies = [(ranker or model)(*p.scored(), c.temperature)[1] for p in parts]
+            entropies = [(ranker or model)(*p.scored(), c.temperature)[1] for p in packed]
     if not all(h.isfinite().all() for h in entropies):
         raise UserError("the policy's entropies are not finite; start again with a lower --lr")
     # One threshold for the whole mini-batch, on all ranks: a threshold for each micro-batch would
     # depend on how memory happens to cut the batch.
-    kinds = [torch.tensor(kinds_of(p.tokens.tolist()))[p.response.cpu()] for p in parts]
-    pools = [entropies, kinds]
-    if c.pool == "minibatch":
-        pools = [[torch.cat(x)] for x in pools]
-    masks, taus = zip(*(keep_mask(c, h, lots, k) for h, k in zip(*pools, strict=True)), strict=True)
-    mask = torch.cat(masks)  # (n,)
+    pools = [(h, samples.drawn(p)) for h, p in zip(entropies[:real], parts[:real], strict=True)]
+    none = entropies[0][:0], samples.drawn([])
+    entropy, number = (torch.cat(x) for x in zip(none, *pools, strict=True))  # (n,) each
+    N = int(samples.lengths()[which].sum())
+    scope = [(*pool, None) for pool in pools] if c.pool == "microbatch" else [(entropy, number, N)]
+    lot = torch.rand(len(samples.entropy), generator=lots).to(entropy.device)
+    kinds = kinds.to(entropy.device)
+    kept = [keep_mask(c, h, lot[x], kinds[x], x, n) for h, x, n in scope]
+    mask = torch.cat([torch.zeros_like(none[0], dtype=torch.bool), *(m for m, _ in kept)])  # (n,)
     # Counts of the whole step, not means of micro-batch means: every kept token weighs the same.
     counted = mask if c.normalize == "kept" else torch.ones_like(mask)
-    denominator = int(parallel.sum_over_ranks(counted.sum()))
-    loss, kept, dlogp = 0.0, [torch.zeros(3, 0, device=mask.device)], 0.0
+    denominator = int(ranks.sum(counted.sum())) / ranks.dp  # FSDP averages over the dp ranks
+    loss, terms_of, dlogp = 0.0, [torch.zeros(3, 0, device=mask.device)], 0.0
     if first:  # policy and sampler are one: on every token of its longest answers they must agree
         with torch.no_grad():
-            again, _ = model(*parts[0].scored(), c.temperature)
-        dlogp = (again - parts[0].logprobs).abs().max().item()
-    for part, p, m in zip(cuts, parts, mask.split([len(h) for h in entropies]), strict=True):
-        if not m.any():
-            continue
+            again, _ = model(*packed[0].scored(), c.temperature)
+        dlogp = (again - packed[0].logprobs).abs().max().item()
+    masks = [*mask.split([len(h) for h in entropies[:real]])]
+    masks += [torch.zeros_like(h, dtype=torch.bool) for h in entropies[real:]]
+    for part, p, m in zip(parts, packed, masks, strict=True):
         # Only kept rows meet the vocabulary: the logits are the largest tensor of the step.
         logprobs, _ = model(*p.scored(m), c.temperature)  # (K,)
         A = advantages[part].repeat_interleave(p.lengths())[m]  # (K,)
@@ -294,38 +296,42 @@ def update(
         objective = terms.sum() / denominator
         (-objective).backward()
         loss -= objective.item()
-        kept.append(torch.stack((logprobs.detach(), p.logprobs[m], A)))
-    tau, ranked = sum(taus) / len(taus), torch.cat(entropies)
-    return Updated(loss, tau, dlogp, ranked, torch.cat(kinds), mask, *torch.cat(kept, 1))
+        terms_of.append(torch.stack((logprobs.detach(), p.logprobs[m], A)))
+    taus, kinds = [tau for _, tau in kept], kinds[number]
+    return Updated(loss, taus, dlogp, entropy, number, N, kinds, mask, *torch.cat(terms_of, 1))
 
 
 def columns(done: list[Updated], norms: list[float], c: Config) -> dict[str, float]:
-    """What the updates of a step and their gradient norms tell the log; 0 where there was none."""
-    updates, h = max(len(done), 1), [(u.entropy, u.mask) for u in done]
-    n, kept = sum(len(m) for _, m in h), sum(int(m.sum()) for _, m in h)
-    h_kept, h_dropped = (sum(e[m == of].sum().item() for e, m in h) for of in (True, False))
-    clipped = sum(int(surrogate(*u[-3:], c)[1].sum()) for u in done)
+    """What the updates of a step, on all ranks, and their gradient norms tell the log; 0 where
+    there was none."""
+    ranks, sums = parallel.here(), Counter()
+    for u in done:
+        h, m = u.entropy, u.mask
+        sums.update(loss=u.loss / ranks.dp, tau=sum(u.taus), taus=len(u.taus))
+        sums.update(n=len(m), kept=int(m.sum()))
+        sums.update(h_kept=h[m].sum().item(), h_dropped=h[~m].sum().item())
+        sums.update(clipped=int(surrogate(u.logprobs, u.old, u.advantages, c)[1].sum()))
+        if c.pool == "microbatch" and c.keep in ("top", "bottom"):
+            whole, _ = keep_mask(c, h, h, u.kinds, u.number, u.N)
+            sums.update(shared=int((whole & m).sum()))
+        decided = u.kinds == KINDS.index("decisions")
+        sums.update(decided=int(decided.sum()), hit=int((decided & m).sum()))
+    total = Counter(dict(zip(sums, ranks.total(*sums.values()), strict=True)))
+    updates, n, kept = (max(x, 1) for x in (len(done), total["n"], total["kept"]))
     out = dict(
-        loss=sum(u.loss for u in done) / updates,
+        loss=total["loss"] / updates,
         grad_norm=sum(norms) / updates,
-        tau=sum(u.tau for u in done) / updates,
-        kept_fraction=kept / max(n, 1),
-        entropy=(h_kept + h_dropped) / max(n, 1),
-        entropy_kept=h_kept / max(kept, 1),
-        entropy_dropped=h_dropped / max(n - kept, 1),
-        clip_fraction=clipped / max(kept, 1),
-        max_dlogp=max((u.max_dlogp for u in done), default=0.0),
+        tau=total["tau"] / max(total["taus"], 1),
+        kept_fraction=total["kept"] / n,
+        entropy=(total["h_kept"] + total["h_dropped"]) / n,
+        entropy_kept=total["h_kept"] / kept,
+        entropy_dropped=total["h_dropped"] / max(total["n"] - total["kept"], 1),
+        clip_fraction=total["clipped"] / kept,
+        max_dlogp=max(ranks.gather(done[0].max_dlogp)) if done else 0.0,
     )
-    if c.pool == "microbatch" and c.keep in ("top", "bottom"):
-        whole = replace(c, pool="minibatch")
-        shared = sum(int((keep_mask(whole, e, None)[0] & m).sum()) for e, m in h)
-        out["pool_overlap"] = shared / max(kept, 1)
-    if not c.data:
-        decided = [(u.kinds == KINDS.index("decisions")).to(u.mask.device) for u in done]
-        hits = sum(int((d & u.mask).sum()) for d, u in zip(decided, done, strict=True))
-        out["precision"] = hits / max(kept, 1)  # kept tokens that are decisions
-        out["recall"] = hits / max(sum(int(d.sum()) for d in decided), 1)  # decisions kept
-    return out
+    if not c.data:  # of what was kept, decisions; of the decisions, kept
+        out |= dict(precision=total["hit"] / kept, recall=total["hit"] / max(total["decided"], 1))
+    return out | (dict(pool_overlap=total["shared"] / kept) if "shared" in total else {})
 
 
 # ---------------------------------------------------------------------- one step
@@ -338,27 +344,27 @@ class State:
     model: Transformer
     policy: Transformer  # samples and computes: the model itself in fp32, else its bf16 copy
     optimizer: torch.optim.Optimizer
-    generator: torch.Generator
-    ranker: Transformer | None  # the frozen base, where its entropies rank
     clock: files.Clock
+    ranker: Transformer | None  # the frozen base, where its entropies rank
     problems: str  # hash of those trained on: `position` means nothing among others
     step: int = 0
     n_updates: int = 0
     position: int = 0  # in the endless order of problems
 
-    def parts(self) -> dict:
-        return dict(model=self.model, optimizer=self.optimizer, generator=self.generator)
-
-    def save(self, path: Path) -> None:
+    def save(self, folder: Path) -> None:
         counts = {k: getattr(self, k) for k in ("step", "n_updates", "position", "problems")}
-        weights.save_parts(path, self.parts(), counts | dict(clock=self.clock.seconds()))
+        held, ranks = parallel.held(self.model, self.optimizer), parallel.here()
+        more = counts | dict(clock=self.clock.seconds())
+        weights.save_checkpoint(folder, self.step, held, more, ranks.number, ranks.wait)
 
     def load(self, path: Path) -> None:
         """Take over what `save` wrote.  UserError when it is damaged or of another run."""
-        saved = weights.load_parts(path, self.parts(), self.model.head_weight.device)
+        saved = weights.load_checkpoint(path, parallel.held(self.model, self.optimizer))
         if saved["problems"] != self.problems:
             raise UserError(f"{path} was trained on other problems than there are now: see --data")
         self.step, self.n_updates, self.position = map(saved.get, ("step", "n_updates", "position"))
+        for moments in self.optimizer.state.values():
+            moments["step"].fill_(self.n_updates)
         self.clock.add(**saved["clock"])
         parallel.copy_weights(self.model, self.policy)
 
@@ -377,16 +383,16 @@ def collect(
 
     What is there after `c.rounds` rounds is trained on, whether the batch got full or not.
     """
-    rounds, found, G, how = [], torch.zeros(0), c.group, Sampling(c.temperature)
+    rounds, found, G = [], torch.zeros(0), c.group
+    how, seed = Sampling(c.temperature), seed_of(c.seed, "rollout")
     for _ in range(c.rounds):
         missing = c.prompts - int(mixed(found, G).sum())
         if missing <= 0:
             break
         drawn = draw(problems, c.seed, state.position, math.ceil(missing * c.oversample))
+        at = range(state.position, state.position + len(drawn))
         state.position += len(drawn)
-        samples, _, correct = ask(
-            state.policy, world, drawn, G, c.max_new, how, state.generator, c.rows
-        )
+        samples, _, correct = ask(state.policy, world, drawn, G, c.max_new, how, seed, at, c.rows)
         rounds.append(samples)
         found = torch.cat((found, correct))  # (P * G,)
     samples = Rollout.join(rounds)
@@ -404,23 +410,22 @@ def step(state: State, world: World, problems: list, c: Config) -> dict:
     """One rollout and its optimizer updates; returns the line of metrics."""
     clock, cpu = time.perf_counter(), time.process_time()
     samples, advantages, groups, metrics = collect(state, world, problems, c)
-    sampled, done, norms = time.perf_counter(), [], []
+    kinds = kinds_of(world, samples)
     if c.rho_end:
-        done_half = min(1.0, 2 * state.step / c.steps)
-        c = replace(c, rho=c.rho + (c.rho_end - c.rho) * done_half)
+        half = min(1.0, 2 * state.step / c.steps)
+        c = replace(c, rho=c.rho + half * (c.rho_end - c.rho))
+    sampled, done, norms = time.perf_counter(), [], []
     n = min(c.updates, len(groups))  # 0 when no group was mixed: nothing to learn from
     for u in range(n):
         mine = groups[u * len(groups) // n : (u + 1) * len(groups) // n]
         which = [g * c.group + i for g in mine for i in range(c.group)]
-        lots = generator(advantages.device, c.seed, "lots", state.n_updates)
+        lots = torch.Generator().manual_seed(seed_of(c.seed, "lots", state.n_updates))
         A = advantages
         if c.centre == "tokens":  # any constant is as good a baseline: a token's score has mean 0
-            weight = samples.lengths()[which].float()
-            sums = torch.stack(((A[which] * weight).sum(), weight.sum()))
-            A = A - torch.div(*parallel.sum_over_ranks(sums))
-        kinds, base = world.kinds, state.ranker
-        one = update(state.policy, samples, A, which, c, lots, u == 0, kinds, base)
-        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), c.grad_clip).item()
+            lengths = samples.lengths()[which].float()
+            A = A - (A[which] @ lengths) / lengths.sum()
+        one = update(state.policy, samples, A, which, c, lots, u == 0, kinds, state.ranker)
+        norm = parallel.clip_gradients(state.model, c.grad_clip)
         if not (math.isfinite(one.loss) and math.isfinite(norm)):
             where = f"step {state.step + 1}, update {u + 1}: loss {one.loss}, gradient norm {norm}"
             raise UserError(f"{where}: not finite; start again with a lower --lr")
@@ -436,9 +441,9 @@ def step(state: State, world: World, problems: list, c: Config) -> dict:
     trained = time.perf_counter()
     metrics |= dict(groups=len(groups)) | columns(done, norms, c)
     if not c.data:
-        metrics |= by_kind(state.policy, world, samples, c.temperature)
+        metrics |= by_kind(state.policy, samples, kinds, c.temperature)
     metrics["rollout_tok_s"] = metrics["sampled_tokens"] / (sampled - clock)
-    metrics["update_tok_s"] = sum(len(u.mask) for u in done) / (trained - sampled)
+    metrics["update_tok_s"] = sum(u.N for u in done) / (trained - sampled)
     spent = dict(seconds=trained - clock, cpu_seconds=time.process_time() - cpu)
     return dict(step=state.step) | metrics | spent
 
@@ -464,11 +469,11 @@ def train(
             bar.set_postfix({k: f"{line[k]:.3g}" for k in shown}, refresh=False)
             bar.update()
             if c.snapshot_every and state.step % c.snapshot_every == 0:
-                weights.save_snapshot(log.folder, state.step, state.policy)
-            stopping = stop()
+                weights.save_snapshot(log.folder, state.step, parallel.state_of(state.policy))
+            stopping = parallel.here().any(stop())
             if stopping or last or state.step % c.save_every == 0:
                 log.sync()  # before the checkpoint: it must not be ahead of the log
-                state.save(log.folder / "checkpoint.pt")
+                state.save(log.folder / "checkpoints")
             if stopping:
                 raise KeyboardInterrupt
 
@@ -477,31 +482,41 @@ def run(c: Config, stop: Callable[[], bool]) -> dict:
     """The whole study: a base model, what it does, RLVR, what that changed; its summary."""
     clock = files.Clock(of_process=True)
     torch.set_num_threads(c.threads)
-    folder = claim_folder(c, write=False)  # refuse early; a task that cannot open leaves nothing
-    model, world, splits, earlier = open_task(c, weights.device(c.device), stop)
-    print(memory.check(model, world, splits, c))
-    log = files.Log(folder, c.wandb, c.tensorboard)
-    claim_folder(c)
-    print(f"run folder {folder}; " + ", ".join(f"{len(p)} {k} problems" for k, p in splits.items()))
-    state = begin(model, splits["train"], c, clock)
-    looks = show("base", state.policy, world, splits["test"], c)
-    if (folder / "checkpoint.pt").exists():
-        state.load(folder / "checkpoint.pt")
-        print(f"continuing after step {state.step} of {c.steps}")
-    else:
-        clock.add(**earlier)
-        if c.snapshot_every:
-            weights.save_snapshot(folder, 0, state.policy)
-    log.cut(state.step)  # what was logged after the checkpoint is done again
-    train(state, world, splits, c, log, stop)
-    if c.data:
-        weights.export(state.policy, c.model, folder / "model", world.tokenizer().eos)
-    else:
-        weights.save_model(folder, model, world.tokenizer().words)
-    looks |= show("final", state.policy, world, splits["test"], c)
+    device = weights.device(c.device)
+    with parallel.joined(c.tp, device) as ranks:
+        folder = claim_folder(c, write=False)  # refuse early; what cannot open leaves nothing
+        model, world, splits, earlier = open_task(c, device, stop)
+        print(memory.check(model, world, splits, c))
+        log = files.Log(folder, c.wandb, c.tensorboard)
+        claim_folder(c)
+        counts = ", ".join(f"{len(p)} {k} problems" for k, p in splits.items())
+        print(f"run folder {folder}; {counts}")
+        state = begin(model, splits["train"], c, clock)
+        looks = show("base", state.policy, world, splits["test"], c)
+        if found := weights.checkpoints(folder / "checkpoints"):
+            state.load(found[-1])
+            print(f"continuing after step {state.step} of {c.steps}")
+        else:
+            clock.add(**earlier)
+            if c.snapshot_every:
+                weights.save_snapshot(folder, 0, parallel.state_of(state.policy))
+        log.cut(state.step)  # what was logged after the checkpoint is done again
+        train(state, world, splits, c, log, stop)
+        if c.data:
+            eos = world.tokenizer().eos
+            parallel.export(state.policy, c.model, folder / "model", eos)
+        else:
+            words, shape = world.tokenizer().words, model.full_shape
+            weights.save_model(folder, shape, words, parallel.state_of(model))
+        looks |= show("final", state.policy, world, splits["test"], c)
+    if not ranks.first:
+        return {}
     from study import findings  # what was done, in numbers and pictures; the loop needs none of it
 
-    return findings.finish(findings.Run(folder, c, world, splits, state.policy, looks), clock)
+    policy = state.policy
+    if ranks.mesh:  # it was cut over processes that are gone
+        policy, _ = open_model(folder, device, dtype=getattr(torch, c.dtype))
+    return findings.finish(findings.Run(folder, c, world, splits, policy, looks), clock)
 
 
 def claim_folder(c: Config, write: bool = True) -> Path:
@@ -516,11 +531,13 @@ def begin(model: Transformer, problems: list, c: Config, clock: files.Clock) -> 
     """Everything as it is before the first step."""
     policy = parallel.compute_copy(model, getattr(torch, c.dtype))
     policy.recompute = c.recompute
-    optimizer = make_optimizer(model, c.lr, c.weight_decay, c.beta2, c.optimizer)
-    stream = generator(model.head_weight.device, c.seed, "rollout")
+    masters = parallel.masters(model)
+    optimizer = make_optimizer(masters, c.lr, c.weight_decay, c.beta2, c.optimizer)
     digest = hashlib.sha256(repr(problems).encode()).hexdigest()[:16]
+    if c.entropy == "base" and parallel.here().mesh:
+        raise UserError("--entropy base needs a second whole model: one process alone has it")
     base = copy.deepcopy(policy) if c.entropy == "base" else None
-    return State(model, policy, optimizer, stream, base, clock, digest)
+    return State(model, policy, optimizer, clock, base, digest)
 
 
 def configure(given: dict) -> Config:
@@ -532,7 +549,7 @@ def configure(given: dict) -> Config:
     c = Config(**given)
     flags.check(c)
     if not c.data:
-        asking.countdown_of(c), asking.recipe_of(c)  # refuse what cannot be
+        countdown_of(c), recipe_of(c)  # refuse what cannot be
     rules = [
         ("temperature", c.temperature >= 0.01, "at least 0.01: greedy answers are all the same"),
         ("rho", c.rho < 1 or c.keep != "bottom", "below 1 with --keep bottom: nothing is left"),

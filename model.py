@@ -191,7 +191,7 @@ class Transformer(nn.Module):
 
     def __init__(self, shape: Shape):
         super().__init__()
-        self.shape = shape
+        self.shape = self.full_shape = shape  # a part of a model, cut over ranks, keeps both
         self.n_vocab = shape.vocab_size
         self.recompute = False
         self.model = nn.ModuleDict(

@@ -7,6 +7,9 @@ allocated once, one slot per row; a row that ends gives its slot to the last row
 always are slots 0..n-1, and waiting groups are admitted as soon as one fits: no row ever waits for
 the slowest.
 
+A token's random number is a function of the seed, its prompt's number, its sample and its place:
+who decodes it, and beside what, changes nothing but the rounding.
+
 What is stored is what was sampled: log-prob and entropy of exactly the distribution that the token
 was drawn from, temperature applied, the end-of-text token included.  The trainer's forward is the
 same `model.py`, so the two agree.
@@ -27,10 +30,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+import parallel
 from model import NEVER, Transformer, at_least_fp32, attend, entropy_of, positions_of
 
 # decode steps between looks at which rows ended, 1 elsewhere: each look waits for the device
 LOOK_EVERY = dict(cuda=16, mps=16)
+GOLDEN = -0x61C8864680B583EB  # 2^64 / golden ratio, SplitMix64's step from state to state
 
 
 @dataclass(frozen=True)
@@ -80,24 +85,14 @@ class Rollout:
 
     def sequences(self, which: Sequence[int]) -> "Rollout":
         """The samples `which`, in that order, packed anew."""
-        which = torch.as_tensor(which, dtype=torch.long, device=self.tokens.device)
         index, cu_seqlens = spans(self.cu_seqlens, which)  # (S',)
-        drawn, _ = spans(F.pad(self.lengths().cumsum(0), (1, 0)), which)  # (n',)
-        finished = self.finished[which]
+        drawn, finished = self.drawn(which), self.finished[which]
         stream = self.tokens[index], cu_seqlens, self.response[index]
         return Rollout(*stream, self.logprobs[drawn], self.entropy[drawn], finished)
 
-    def microbatches(self, which: Sequence[int], budget: int) -> list[list[int]]:
-        """The samples `which`, longest first, in parts of at most `budget` tokens; one longer
-        sample stands alone."""
-        lengths, parts, room = self.cu_seqlens.diff().tolist(), [], 0
-        for i in sorted(which, key=lambda i: -lengths[i]):
-            if lengths[i] > room:
-                parts.append([])
-                room = budget
-            parts[-1].append(i)
-            room -= lengths[i]
-        return parts
+    def drawn(self, which: Sequence[int]) -> Tensor:
+        """The numbers, among all n sampled tokens, of those of the samples `which` (n',) int64."""
+        return spans(F.pad(self.lengths().cumsum(0), (1, 0)), which)[0]
 
     @staticmethod
     def join(parts: "Sequence[Rollout]") -> "Rollout":
@@ -109,8 +104,9 @@ class Rollout:
         return Rollout(**joined | dict(cu_seqlens=F.pad(sizes.cumsum(0), (1, 0)).int()))
 
 
-def spans(cu_seqlens: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+def spans(cu_seqlens: Tensor, which: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Where in a stream the sequences `which` stand, one after the other, and their own starts."""
+    which = torch.as_tensor(which, dtype=torch.long, device=cu_seqlens.device)
     sizes = cu_seqlens.diff().long()[which]
     cu = F.pad(sizes.cumsum(0), (1, 0)).int()
     starts = cu_seqlens.long()[:-1][which].repeat_interleave(sizes)
@@ -124,28 +120,56 @@ def pack(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor
     return tokens.to(device), lengths.cumsum(0).int().to(device)
 
 
-def race(p: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Exponential race: p (n, V), unnormalised -> (n,) int64 draws, v with probability p_v /
-    sum(p).
+def mix(x: Tensor) -> Tensor:
+    """SplitMix64's output function (Steele et al. 2014): int64 -> int64, every bit of one depends
+    on every bit of the other."""
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        x = (x ^ (x >> shift & (1 << 64 - shift) - 1)) * factor  # a shift that brings in zeros
+    return x ^ (x >> 31 & (1 << 33) - 1)
 
-    argmax_v p_v / E_v with E ~ Exp(1), without waiting for the device.  E = -log u, so the argmax
-    is an argmin.  u has 53 bits: of an fp32 u's 24 a token of p 1e-8 would never be drawn; and u =
-    0 would let an impossible token win.
+
+def streams(seed: int, numbers: Tensor, G: int) -> Tensor:
+    """A stream of random numbers for each of G samples of the prompts of these numbers (P,) int64:
+    where it begins (P * G,) int64."""
+    prompt = mix(mix(torch.full_like(numbers, seed)) + numbers * GOLDEN)
+    return mix(prompt[:, None] + torch.arange(G, device=numbers.device) * GOLDEN).flatten()
+
+
+def uniform(stream: Tensor, place: Tensor) -> Tensor:
+    """Number `place` of each stream, both (n,) int64 -> (n,) fp64 in [0, 1), of 53 random bits; on
+    MPS, which has no fp64, fp32 of 24."""
+    wide, bits = (torch.float32, 24) if stream.device.type == "mps" else (torch.float64, 53)
+    return (mix(stream + place * GOLDEN) >> 64 - bits & (1 << bits) - 1).to(wide) * 2.0**-bits
+
+
+def pick(p: Tensor, u: Tensor) -> Tensor:
+    """Inverse transform: p (n, V) >= 0, unnormalised, u (n,) fp64 in [0, 1) -> (n,) int64, v with
+    probability p_v / sum(p).
+
+    First the block of the vocabulary in which the running sum passes u, then the token in it.  The
+    running sums are fp64: in fp32 a token of p 1e-8 would drown.  What has p = 0 is never picked:
+    the first running sum above a goal below the total is a step up.  No wait for the device.
     """
-    wide = torch.float32 if p.device.type == "mps" else torch.float64  # which has no fp64
-    u = torch.rand(p.shape, generator=generator, device=p.device, dtype=wide)
-    return (p / u.clamp_(min=2**-54).log_()).argmin(-1)
+    size = min(p.shape[-1] & -p.shape[-1], 128)  # a power of 2 that divides V
+    blocks = p.unflatten(-1, (-1, size))  # (n, V / size, size)
+    block, rest = passed(blocks.sum(-1), u)
+    token, _ = passed(blocks[torch.arange(len(p), device=p.device), block], rest)
+    return block * size + token
 
 
-def sample(
-    logits: Tensor, how: Sampling, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """logits (n, V) -> token (n,) int64, its log-prob (n,) and the entropy (n,), fp32, of the
-    distribution drawn from.
+def passed(p: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the running sum of p (n, m) passes the share u (n,) of its total: the place (n,) int64,
+    and the share of it (n,) that is below."""
+    sums = p.to(u.dtype).cumsum(-1)  # (n, m)
+    goal = torch.minimum(u * sums[:, -1], sums[:, -1].nextafter(torch.zeros_like(u)))
+    place = (sums <= goal[:, None]).sum(-1)
+    below = F.pad(sums, (1, 0)).gather(-1, place[:, None])[:, 0]
+    return place, (goal - below) / p.gather(-1, place[:, None])[:, 0]
 
-    Two races, of blocks of the vocabulary and inside the winner, need V / 128 + 128 random numbers
-    instead of V.  At T=0 the distribution is a point: log-prob and entropy are 0.
-    """
+
+def sample(logits: Tensor, how: Sampling, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """logits (n, V), u (n,) fp64 uniform -> token (n,) int64, its log-prob (n,) and the entropy
+    (n,), fp32, of the distribution drawn from.  At T=0 that is a point: both are 0."""
     logits = at_least_fp32(logits)
     if how.threshold is None and how.temperature == 0:
         zero = logits.new_zeros(len(logits))
@@ -162,11 +186,7 @@ def sample(
     if how.top_p < 1:
         logp = nucleus(logp, how.top_p)
     p = logp.exp()
-    block = min(p.shape[-1] & -p.shape[-1], 128)  # a power of 2 that divides V
-    blocks = p.unflatten(-1, (-1, block))  # (n, V / block, block)
-    winner = race(blocks.sum(-1), generator)  # (n,)
-    within = race(blocks[torch.arange(len(p), device=p.device), winner], generator)
-    token = winner * block + within
+    token = pick(p, u)
     if how.threshold is not None:
         logp = logp.clamp(min=-1e4)  # 0 log 0 is 0, not NaN
     entropy = -torch.linalg.vecdot(p, logp)
@@ -196,14 +216,13 @@ class Slots:
         model: Transformer,
         how: Sampling,
         eos: int | None,
-        generator: torch.Generator | None,
+        stream: Tensor,
         slots: int,
         length: int,
-        requests: int,
         max_new: int,
     ):
-        self.model, self.how, self.eos, self.generator = model, how, eos, generator
-        c, zeros = model.shape, model.head_weight.new_zeros
+        self.model, self.how, self.eos, self.stream = model, how, eos, stream
+        c, zeros, requests = model.shape, model.head_weight.new_zeros, len(stream)
         # zeros: a masked place has weight 0, and 0 times leftover NaN is NaN
         self.k = zeros(c.n_layer, slots, c.n_kv_head, length, c.head_dim)
         self.v = torch.zeros_like(self.k)
@@ -278,8 +297,9 @@ class Slots:
 
     def draw(self, slots: slice, logits: Tensor) -> None:
         """Sample the next token of each of `slots` and note it; slots that ended note nothing."""
-        token, logprob, entropy = sample(logits, self.how, self.generator)
         request, alive = self.request[slots], self.alive[slots]
+        u = uniform(self.stream[request], self.count[request])  # (n,)
+        token, logprob, entropy = sample(logits, self.how, u)
         at = self.count[request].clamp(max=self.tokens.shape[1] - 1)
         notes = (self.tokens, token), (self.logprobs, logprob), (self.entropy, entropy)
         for store, value in notes:
@@ -330,15 +350,18 @@ def generate(
     max_new: int,
     eos: int | None,
     how: Sampling = Sampling(),
-    generator: torch.Generator | None = None,
+    seed: int = 0,
+    numbers: Sequence[int] | None = None,
     max_rows: int = 512,
     progress: bool = False,
 ) -> Rollout:
     """G samples of every prompt, each up to `max_new` tokens or `eos`, at most `max_rows` (at least
     G) decoded at once.
 
-    Reproducible for a given generator state, device and `max_rows`.  A greedy request does not
-    depend on the others.  Raises ValueError for an empty prompt or a `max_new` below 1.
+    The random numbers of a token depend on `seed`, the number of its prompt (`numbers`, by default
+    0, 1, 2...), its sample and its place alone: not on the other prompts, on `max_rows`, or on who
+    decodes what, so that but for rounding the samples do not either.  Raises ValueError for an
+    empty prompt or a `max_new` below 1.
     """
     if max_new < 1:
         raise ValueError(f"max_new is {max_new}: at least one token must be sampled")
@@ -346,11 +369,13 @@ def generate(
         if not len(p):
             raise ValueError(f"prompt {i} has no tokens: there is nothing to condition on")
     requests, waiting, start = len(prompts) * G, 0, time.perf_counter()
+    numbers = torch.tensor(range(len(prompts)) if numbers is None else numbers, dtype=torch.long)
     length = max(map(len, prompts), default=0) + max_new
-    rows = max(G, min(max_rows, requests))
-    slots = Slots(model, how, eos, generator, rows, length, requests, max_new)
-    look_every = LOOK_EVERY.get(slots.k.device.type, 1)
-    with tqdm(total=requests, unit="seq", disable=not progress, leave=False) as bar:
+    bar = tqdm(total=requests, unit="seq", disable=not progress, leave=False)
+    with parallel.whole(model) as model, bar:
+        stream = streams(seed, numbers.to(model.head_weight.device), G)  # (R,)
+        slots = Slots(model, how, eos, stream, max(G, min(max_rows, requests)), length, max_new)
+        look_every = LOOK_EVERY.get(slots.k.device.type, 1)
         while slots.n or waiting < len(prompts):
             waiting += slots.admit(prompts, waiting, G)
             for _ in range(look_every):
@@ -404,10 +429,7 @@ def main() -> int:
     if not prompt:
         parser.error("the prompt has no tokens")
     how = Sampling(a.temperature, a.threshold, a.t_fork)
-    generator = torch.Generator().manual_seed(a.seed)
-    samples = generate(
-        model, [prompt], a.n, a.max_new, tokenizer.eos, how, generator, progress=True
-    )
+    samples = generate(model, [prompt], a.n, a.max_new, tokenizer.eos, how, a.seed, progress=True)
     with torch.no_grad():  # shade by the entropy at T=1 whatever the decoding temperature was
         _, entropy = model(*samples.scored())  # (n,)
     shades = torch.zeros(len(samples.tokens))

@@ -72,7 +72,7 @@ data() {
     [ -z "$name" ] || fetch "$1/$name.jsonl" "$bytes" "$count" "$address" || failed=$((failed + 1))
   done <<< "$sets"
   [ "$failed" = 0 ] || { echo "train.sh: $failed files are missing" >&2; exit 1; }
-  echo "to look into them: python tasks.py $1/*.jsonl"
+  echo "to look into them: python -m tasks.maths $1/*.jsonl"
 }
 
 # ---------------------------------------------------------------------- recipes

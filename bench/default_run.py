@@ -19,7 +19,7 @@ from fork_gpt import Config
 from infra import files
 from study.grid import work
 from tasks.ask import countdown_of
-from tasks.pretrain import Pretrain, base_model, folder_of
+from tasks.pretrain import Pretrain, base_model
 
 OUT = Path("runs/search")
 MICRO = dict(size="micro")
@@ -55,13 +55,11 @@ class Setting:
         return (self.folder() / "summary.json").exists()
 
     def config(self) -> Config:
-        flags = dict(eval_every=0, snapshot_every=0, device="cpu") | SETTINGS[self.name][1]
-        world = countdown_of(Config(**flags))
-        if not (folder_of(self.recipe(), world) / "model.pt").exists():
-            base_model(self.recipe(), world)
-        base = str(folder_of(self.recipe(), world))
-        flags["eval_every"] = flags.get("steps", 54) // 2
-        return Config(model=base, out=str(self.folder()), seed=self.seed, **flags)
+        flags = dict(snapshot_every=0, device="cpu") | SETTINGS[self.name][1]
+        base, _ = base_model(self.recipe(), countdown_of(Config(**flags)))
+        every = flags.get("steps", 54) // 2
+        where = dict(model=str(base), out=str(self.folder()), seed=self.seed, eval_every=every)
+        return Config(**where, **flags)
 
     def seconds(self) -> tuple[float, float]:
         """CPU-seconds of pretraining and of the run."""

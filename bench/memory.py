@@ -15,18 +15,17 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import flags
-import memory
-import pretrain
-
 import fork_gpt
-import parallel
-from model import SIZES, Config, Transformer
+from fork_gpt import Config
+from infra import flags, memory, weights
+from infra.files import Clock, UserError
+from model import SIZES, Shape, Transformer
 
 # glibc, before the process starts: freed blocks leave the resident memory at once
 MALLOC = dict(MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")
@@ -75,18 +74,15 @@ class Peak:
         return 1024 * int(next(x.split()[1] for x in lines if x.startswith(field))) - self.start
 
 
-def measure(shape: Config, c: fork_gpt.Config, prompt: int, device: torch.device) -> dict:
+def measure(shape: Shape, c: Config, prompt: int, device: torch.device) -> dict:
     """One step's peak bytes by phase, and its line of metrics."""
     torch.manual_seed(0)
-    world, generator = FixedWorld(), torch.Generator(device).manual_seed(0)
+    world = FixedWorld()
 
-    def state_of(shape: Config) -> fork_gpt.State:
+    def state_of(shape: Shape) -> fork_gpt.State:
         with device:
             model = Transformer(shape).init_weights()
-        policy = parallel.compute_copy(model, getattr(torch, c.dtype))
-        policy.recompute = c.recompute
-        optimizer = pretrain.make_optimizer(model, c.lr, c.weight_decay, c.beta2)
-        return fork_gpt.State(model, policy, optimizer, generator, parallel.Clock())
+        return fork_gpt.begin(model, [], c, Clock())
 
     problems = [torch.randint(0, 300, (prompt,)).tolist() for _ in range(64)]
     # the libraries load, and on a CPU compile and keep kernels for these very shapes: no tensor's
@@ -111,7 +107,7 @@ def measure(shape: Config, c: fork_gpt.Config, prompt: int, device: torch.device
     return dict(rollout=peaks["rollout"], update=peak.read(), line=line)
 
 
-def table(shape: Config, c: fork_gpt.Config, device: torch.device) -> str:
+def table(shape: Shape, c: Config, device: torch.device) -> str:
     """Predicted and measured GiB by phase, tokens/s, and max |dlogp|, as markdown."""
     expected = memory.peaks(memory.preflight(shape, c, device))
     found = measure(shape, c, c.max_prompt, device)
@@ -127,14 +123,15 @@ def table(shape: Config, c: fork_gpt.Config, device: torch.device) -> str:
 
 def main() -> int:
     try:
-        c = fork_gpt.Config(**flags.parse(fork_gpt.Config, sys.argv[1:], __file__, __doc__))
-        fork_gpt.check(c)
-        device = parallel.device(c.device)
+        c = Config(**flags.parse((Config,), sys.argv[1:], "bench/memory.py", __doc__))
+        device = weights.device(c.device)
         if device.type == "cpu" and any(os.environ.get(k) != v for k, v in MALLOC.items()):
             os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | MALLOC)
         torch.set_num_threads(c.threads)
-        print(memory.check(SIZES[c.size], c, device))
-    except parallel.UserError as e:
+        here = SimpleNamespace(shape=SIZES[c.size], head_weight=torch.empty(0, device=device))
+        splits = dict(train=[[0] * c.max_prompt], val=[], test=[])
+        print(memory.check(here, FixedWorld(), splits, c))
+    except UserError as e:
         print(f"bench/memory.py: {e}", file=sys.stderr)
         return 2
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{c.threads} CPU thread(s)"

@@ -20,12 +20,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pretrain import make_optimizer
-
-from fork_gpt import Batch, Config, group_advantages, update
-from model import Config as ModelConfig
-from model import Transformer
+from fork_gpt import Config, group_advantages, update
+from model import Shape, Transformer
 from rollout import generate
+from tasks.pretrain import make_optimizer
 
 PROMPTS, GROUP, NEW = 8, 8, 64
 
@@ -33,15 +31,16 @@ PROMPTS, GROUP, NEW = 8, 8, 64
 def one_step(model: Transformer, optimizer, c: Config, rng: random.Random, generator) -> dict:
     """Seconds and CPU-seconds of rollout and update."""
     marks = [(time.perf_counter(), time.process_time())]
-    vocab = model.config.vocab_size
+    vocab = model.shape.vocab_size
     prompts = [[rng.randrange(vocab) for _ in range(5)] for _ in range(PROMPTS)]
     samples = generate(model, prompts, GROUP, NEW, None, generator=generator)
     texts = samples.responses()
-    rewards = torch.tensor(
-        [sum(i % 2 for i in ids) / len(ids) for ids in texts]
-    )  # share of odd ids
+    odd = [sum(i % 2 for i in ids) / len(ids) for ids in texts]
     marks.append((time.perf_counter(), time.process_time()))
-    update(model, Batch(samples, group_advantages(rewards, GROUP)), c, generator, first=True)
+    which = list(range(PROMPTS * GROUP))
+    update(
+        model, samples, group_advantages(torch.tensor(odd), GROUP), which, c, generator, first=True
+    )
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -58,19 +57,16 @@ def main() -> None:
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     torch.manual_seed(0)
-    model = Transformer(ModelConfig(256, 4, 8, 4, 32, 768, vocab_size=a.vocab)).init_weights()
+    model = Transformer(Shape(256, 4, 8, 4, 32, 768, vocab_size=a.vocab)).init_weights()
     optimizer = make_optimizer(model, 1e-3, weight_decay=0.0, beta2=0.999)
     c = Config(rho=0.2)
     rng, generator = random.Random(0), torch.Generator().manual_seed(0)
     runs = [one_step(model, optimizer, c, rng, generator) for _ in range(a.repeat + 1)][1:]
     out = {k: round(statistics.median(r[k] for r in runs), 4) for k in runs[0]}
-    out["cpu_step_s"] = round(
-        statistics.median(r["cpu_rollout_s"] + r["cpu_update_s"] for r in runs), 4
-    )
-    shape = dict(
-        vocab=a.vocab, threads=a.threads, torch=torch.__version__, tokens=PROMPTS * GROUP * NEW
-    )
-    print(json.dumps(shape | out))
+    both = [r["cpu_rollout_s"] + r["cpu_update_s"] for r in runs]
+    shape = dict(vocab=a.vocab, threads=a.threads, torch=torch.__version__)
+    shape |= dict(tokens=PROMPTS * GROUP * NEW)
+    print(json.dumps(shape | out | dict(cpu_step_s=round(statistics.median(both), 4))))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import rollout
-from model import Config, Transformer
+from model import Shape, Transformer
+from rollout import Slots, generate
 
 ROWS, PROMPT, NEW, VOCAB, EOS = 64, 16, 128, 4096, 0
 
@@ -39,15 +39,18 @@ def force(logits: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
 
 def ours(model: Transformer, prompts: list[list[int]]) -> int:
     """Sample every prompt once; the number of useful tokens."""
-    prefill, decode = rollout.prefill, rollout.decode
-    rollout.prefill = lambda m, cache, group, slot, G: force(
-        prefill(m, cache, group, slot, G), torch.tensor([p[-1] for p in group])
-    )
-    rollout.decode = lambda m, cache, last, *rest: force(decode(m, cache, last, *rest), last)
+    draw, ends = Slots.draw, torch.tensor([p[-1] for p in prompts])
+
+    def forced(slots: Slots, which: slice, logits: torch.Tensor) -> None:
+        request = slots.request[which]
+        new = slots.count[request] == 0
+        draw(slots, which, force(logits, torch.where(new, ends[request], slots.last[which])))
+
+    Slots.draw = forced
     try:
-        return int(rollout.generate(model, prompts, 1, NEW, EOS).lengths().sum())
+        return int(generate(model, prompts, 1, NEW, EOS).lengths().sum())
     finally:
-        rollout.prefill, rollout.decode = prefill, decode
+        Slots.draw = draw
 
 
 def theirs(model, prompts: list[list[int]]) -> int:
@@ -69,7 +72,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    mine = Transformer(Config(256, 4, 8, 4, 32, 768, vocab_size=VOCAB)).init_weights()
+    mine = Transformer(Shape(256, 4, 8, 4, 32, 768, vocab_size=VOCAB)).init_weights()
     config = Qwen3Config(
         vocab_size=VOCAB, hidden_size=256, num_hidden_layers=4, num_attention_heads=8,
         num_key_value_heads=4, head_dim=32, intermediate_size=768, tie_word_embeddings=True,

@@ -18,6 +18,9 @@ from pathlib import Path
 SIZE_LIMIT = 2**28  # bytes of a text or JSON file; Qwen3's tokenizer.json has 11 MB
 
 
+WRITES = True  # false in all but one of several processes that do the same
+
+
 class UserError(ValueError):
     """A mistake of the user's, or a file that is not what it should be: `main` prints its one line,
     without a traceback."""
@@ -26,6 +29,8 @@ class UserError(ValueError):
 def write_atomic(path: Path, data: bytes | Callable) -> None:
     """Replace `path` by `data`, or by what `data(file)` writes, entirely or not at all.  UserError
     when the disk refuses."""
+    if not WRITES:
+        return
     path = Path(path)
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -37,7 +42,8 @@ def write_atomic(path: Path, data: bytes | Callable) -> None:
         os.replace(temp, path)
         fsync(path.parent)  # the rename itself must survive a power cut
     except BaseException as e:
-        temp.unlink(missing_ok=True)  # also after a second Ctrl-C: a checkpoint has gigabytes
+        if temp.exists():  # a file in the way has no such path
+            temp.unlink()  # also after a second Ctrl-C: a checkpoint has gigabytes
         if not isinstance(e, (OSError, RuntimeError)):  # torch.save has one for a full disk
             raise
         why = getattr(e, "strerror", None) or str(e).splitlines()[0]
@@ -89,9 +95,9 @@ def read_json(path: Path) -> dict:
     except UserError:
         raise
     except ValueError as e:
-        raise UserError(f"{path} {e}") from None
+        raise UserError(f"{path}: {e}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} is no JSON object")
+        raise UserError(f"{path}: is no JSON object")
     return value
 
 
@@ -119,13 +125,14 @@ def claim(folder: Path, mine: dict, write: bool = True) -> None:
             names = ", ".join(sorted(odd))
             raise UserError(f"{path}: unknown or missing: {names}; another version's, or no run's?")
         other = [f"--{k} {theirs[k]} there, {mine[k]} here" for k in mine if mine[k] != theirs[k]]
-        if other:
+        # one that got no line of results gives way: it may be for memory that --rows was lowered
+        if other and any(p.stat().st_size for p in folder.glob("*.jsonl")):
             what = f"{folder} was made with other flags ({'; '.join(other)})"
             raise UserError(f"{what}; choose another --out")
-    elif write:
-        write_json(path, mine)
-    elif any(folder.glob("[!.]*")):
+    elif not write and any(folder.glob("[!.]*")):
         raise UserError(f"{folder} holds files but no config.json of ours; choose another --out")
+    if write:
+        write_json(path, mine)
 
 
 def command(program: str, work: Callable[[list[str]], int], argv: list[str]) -> int:
@@ -186,7 +193,7 @@ class Log:
 
     def __init__(self, folder: Path, wandb: bool, tensorboard: bool):
         self.folder, self.path = folder, folder / "metrics.jsonl"
-        self.also = loggers(folder, wandb, tensorboard)
+        self.also = loggers(folder, wandb, tensorboard) if WRITES else []
 
     def cut(self, n: int) -> None:
         """Keep the first `n` lines, atomically; a half-written last line goes too."""
@@ -194,7 +201,7 @@ class Log:
         write_atomic(self.path, b"".join(lines[:n]))
 
     def __enter__(self) -> "Log":
-        self.file = open(self.path, "a")
+        self.file = open(self.path if WRITES else os.devnull, "a")
         return self
 
     def __exit__(self, *_) -> None:
@@ -209,7 +216,8 @@ class Log:
 
     def sync(self) -> None:
         """Have every line on the disk."""
-        os.fsync(self.file.fileno())
+        if WRITES:
+            os.fsync(self.file.fileno())
 
 
 def loggers(folder: Path, wandb: bool, tensorboard: bool) -> list[Callable[[dict], None]]:

@@ -80,8 +80,8 @@ def preflight(
     activations = m.n_layer * (tokens * D * e if c.recompute else block)
     matrix = V * D * e  # a gradient of the head's matrix, or of the embedding
     handed = matrix + 4 * V * D * copied  # and its fp32 version on the way to the master
-    # the padding rows are cut off before the head and put back in the backward pass: a second copy
-    head = max(12 * rows * V + matrix * (share * responses > chunk), 2 * matrix)
+    # logits, log p and their gradient; then that of the matrix beside the one of the logits
+    head = max(12 * rows * V + matrix * (share * responses > chunk), 4 * rows * V + matrix)
     one = block * c.recompute + tokens * e * (2 * M + D) + D * M * (e + 4 * copied)
     if m.tie_embeddings:
         one += matrix  # the head's part waits for the embedding's

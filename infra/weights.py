@@ -10,7 +10,8 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -59,35 +60,10 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict:
         raise UserError(f"{path} is damaged; delete it to start again without it") from None
 
 
-def save_parts(path: Path, parts: dict, more: dict) -> None:
-    """A checkpoint: the states of modules, optimizers and generators by name, and `more` numbers
-    and texts."""
-    state = {}
-    for name, part in parts.items():
-        state[name] = part.get_state() if hasattr(part, "get_state") else part.state_dict()
-    save(path, state | more)
-
-
-def load_parts(path: Path, parts: dict, device: str | torch.device) -> dict:
-    """Give `parts` the states that `save_parts` wrote; everything else in the file is returned.
-    UserError when it is damaged or of another shape."""
-    saved = load(path, device)
-    try:
-        for name, part in parts.items():
-            state = saved.pop(name)
-            part.set_state(state.cpu()) if hasattr(part, "set_state") else part.load_state_dict(
-                state
-            )
-    except (KeyError, RuntimeError, TypeError, ValueError) as e:
-        why = str(e).splitlines()[0]
-        raise UserError(f"{path} does not belong to this configuration: {why}") from None
-    return saved
-
-
-def save_model(folder: Path, model: Transformer, words: Sequence[str]) -> None:
+def save_model(folder: Path, shape: Shape, words: Sequence[str], weights: dict) -> None:
     """A small-world model with its vocabulary as FOLDER/model.pt."""
-    config, weights = asdict(model.shape), model.state_dict()
-    save(Path(folder) / "model.pt", dict(config=config, words=list(words), weights=weights))
+    saved = dict(config=asdict(shape), words=list(words), weights=weights)
+    save(Path(folder) / "model.pt", saved)
 
 
 def load_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Transformer, list[str]]:
@@ -103,10 +79,101 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Transf
         raise UserError(f"{path} does not hold a model: {str(e).splitlines()[0]}") from None
 
 
-def save_snapshot(folder: Path, step: int, model: Transformer) -> None:
+def save_snapshot(folder: Path, step: int, weights: dict) -> None:
     """The weights after `step` steps as FOLDER/snapshots/STEP.pt, for the study."""
-    weights = model.state_dict()
     save(Path(folder) / "snapshots" / f"{step:06}.pt", dict(step=step, weights=weights))
+
+
+# ---------------------------------------------------------------------- checkpoints
+
+Place = Sequence[tuple[int, int]]  # (start, size) in every dimension of a full tensor
+KEPT = 2  # checkpoints of a run: the last, and one to go back to
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    tensors: dict[str, tuple[Place, Tensor]],
+    more: dict,
+    rank: int = 0,
+    wait: Callable[[], object] = lambda: None,
+) -> None:
+    """FOLDER/STEP, a file for each rank: its parts of the tensors with their places and digests,
+    and `more` numbers and texts.  It has its name when all ranks have written (`wait` returns when
+    all have called it).  UserError when the disk refuses."""
+    new, name = folder / ".new", folder / f"{step:06}"
+    try:
+        if rank == 0:
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir(parents=True)
+        wait()
+        held = {k: (list(place), crc(t), t.detach()) for k, (place, t) in tensors.items()}
+        with open(new / f"{rank:05}.pt", "wb") as f:
+            torch.save(dict(tensors=held, more=more), f)
+            f.flush()
+            os.fsync(f.fileno())
+        wait()
+        if rank == 0:
+            fsync(new)
+            shutil.rmtree(name, ignore_errors=True)  # a damaged one that was gone back behind
+            os.rename(new, name)
+            fsync(folder)
+            for old in checkpoints(folder)[:-KEPT]:
+                shutil.rmtree(old, ignore_errors=True)
+        wait()
+    except (OSError, RuntimeError) as e:  # torch.save has the latter for a full disk
+        why = getattr(e, "strerror", None) or str(e).splitlines()[0]
+        raise UserError(f"cannot write {name}: {why}; what was there is untouched") from None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the last one last."""
+    return sorted(p for p in folder.glob("*") if p.name.isdigit())
+
+
+def load_checkpoint(path: Path, tensors: dict[str, tuple[Place, Tensor]]) -> dict:
+    """Fill the tensors, each the part at its place, from what any number of ranks wrote; returns
+    what else they did.  UserError when something is missing, damaged, or of another shape."""
+    files = sorted(path.glob("*.pt"))
+    again = f"delete {path} to go on from the checkpoint before it"
+    try:
+        saved = [torch.load(f, mmap=True, weights_only=True, map_location="cpu") for f in files]
+        more, found = saved[0]["more"], {}
+        for name, (place, digest, t) in (x for f in saved for x in f["tensors"].items()):
+            found.setdefault(name, {})[tuple(map(tuple, place))] = digest, t  # twins are one
+    except Exception:  # a damaged file raises anything
+        raise UserError(f"{path} is damaged; {again}") from None
+    for name, (place, out) in tensors.items():
+        filled = 0
+        for there, (digest, t) in found.get(name, {}).items():
+            common = [meet(a, b) for a, b in zip(place, there, strict=False)]
+            if len(there) != len(place) or t.dtype != out.dtype or not all(n for _, n in common):
+                continue
+            if crc(t) != digest:
+                raise UserError(f"{path}: {name} has changed on the disk; {again}")
+            mine, theirs = (within(common, outer) for outer in (place, there))
+            out.data[mine] = t[theirs].to(out.device)
+            filled += math.prod(n for _, n in common)
+        if filled != out.numel():
+            raise UserError(f"{path} does not belong to this configuration: see {name}")
+    return more
+
+
+def meet(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+    """What two (start, size) have in common; size 0 if nothing."""
+    start, end = max(a[0], b[0]), min(sum(a), sum(b))
+    return start, max(0, end - start)
+
+
+def within(inner: Place, outer: Place) -> tuple[slice, ...]:
+    """Where a part of a part stands in it."""
+    pairs = zip(inner, outer, strict=True)
+    return tuple(slice(a - b, a - b + n) for (a, n), (b, _) in pairs)
+
+
+def crc(t: Tensor) -> int:
+    """A digest of a tensor's bytes, by which a change on the disk is found."""
+    return zlib.crc32(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
 
 
 # ---------------------------------------------------------------------- published folders
@@ -177,7 +244,7 @@ def read_header(path: Path) -> dict[str, Entry]:
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror}") from None
     except ValueError as e:
-        raise UserError(f"{path} {e}") from None
+        raise UserError(f"{path}: {e}") from None
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(x, str) for x in metadata.values()):
         raise UserError(f"{path}: __metadata__ is not a map of strings")
@@ -229,22 +296,35 @@ def read_entries(folder: Path) -> dict[str, Entry]:
     return entries
 
 
-def pieces(entry: Entry) -> Iterator[tuple[slice, Tensor]]:
-    """A tensor of a file, flat, a piece at a time.  Each piece has its own memory map: the pages of
-    one that stayed open would add up to a second copy of the weights."""
-    size, total = entry.dtype.itemsize, math.prod(entry.shape)
-    for i in range(0, total, PIECE // size):
-        j = min(total, i + PIECE // size)
-        begin, end = entry.begin + i * size, entry.begin + j * size
+def pieces(entry: Entry, place: Place) -> Iterator[tuple[slice, Tensor]]:
+    """The part of a file's tensor at `place`, some rows at a time, each with where they go in it.
+
+    Each piece has its own memory map: the pages of one that stayed open would add up to a second
+    copy of the weights."""
+    size, width = entry.dtype.itemsize, math.prod(entry.shape[1:])
+    (first, rows), columns = place[0], [slice(a, a + n) for a, n in place[1:]]
+    for i in range(0, rows, max(1, PIECE // (size * width))):
+        j = min(rows, i + max(1, PIECE // (size * width)))
+        begin, end = (entry.begin + (first + k) * width * size for k in (i, j))
         raw = torch.from_file(str(entry.path), size=end, dtype=torch.uint8)[begin:]
         # the format aligns nothing, a clone is aligned
-        yield slice(i, j), (raw.clone() if begin % size else raw).view(entry.dtype)
+        flat = (raw.clone() if begin % size else raw).view(entry.dtype)
+        yield slice(i, j), flat.view(j - i, *entry.shape[1:])[:, *columns]
+
+
+def whole(shape: Sequence[int]) -> Place:
+    """The place of a full tensor of this shape."""
+    return [(0, n) for n in shape]
 
 
 def from_pretrained(
-    folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    build: Callable[[Shape], Transformer] | None = None,
 ) -> Transformer:
-    """The model of a published folder, single file or sharded, in `dtype` on `device`.
+    """The model of a published folder, single file or sharded, in `dtype` on `device`; or what
+    `build` makes of its shape, a part of it at `regions`: then only that part is read.
 
     Every weight is copied once, out of the map: one that stayed mapped would change with the file,
     and the alignment in the file would change the last bits of products.  UserError naming the
@@ -256,48 +336,62 @@ def from_pretrained(
         raise UserError(f"{folder}: {shape.n_layer} layers, but {len(entries)} tensors")
     with torch.device("meta"):
         model = Transformer(shape)
-    state = model.state_dict()
+    full = {name: p.shape for name, p in model.named_parameters()}
     # a tied folder may hold the shared matrix under both names, as the published 0.6B does
     twin = entries.pop("lm_head.weight", None) if shape.tie_embeddings else None
-    if missing := state.keys() - entries.keys():
+    if missing := full.keys() - entries.keys():
         raise UserError(f"{folder}: missing tensors: {some(missing)}")
-    if surplus := entries.keys() - state.keys():
+    if surplus := entries.keys() - full.keys():
         raise UserError(f"{folder}: surplus tensors: {some(surplus)}")
-    for name, p in state.items():
-        if (found := entries[name]).shape != list(p.shape):
-            want = f"by config.json {list(p.shape)}"
+    for name, size in full.items():
+        if (found := entries[name]).shape != list(size):
+            want = f"by config.json {list(size)}"
             raise UserError(f"{found.path}: {name} is {found.shape}, {want}")
-    for name, p in state.items():
-        state[name] = torch.empty(p.shape, dtype=dtype, device=device)
-        for place, piece in pieces(entries[name]):
-            copied = state[name].view(-1)[place].copy_(piece)
-            if not torch.stack(copied.aminmax()).isfinite().all():  # both are NaN if one value is
+    if build:
+        model = build(shape)
+        places, out = model.regions, dict(zip(full, model.masters, strict=True))
+    else:
+        places = {name: whole(size) for name, size in full.items()}
+        out = {name: torch.empty(size, dtype=dtype, device=device) for name, size in full.items()}
+        model.load_state_dict(out, assign=True)
+    for name, target in out.items():
+        for rows, piece in pieces(entries[name], places[name]):
+            copied = target.data[rows].copy_(piece)
+            if copied.numel() and not torch.stack(copied.aminmax()).isfinite().all():
                 raise UserError(f"{entries[name].path}: {name} has values that are not finite")
     if twin:
-        embed = state["model.embed_tokens.weight"]
-        same = (torch.equal(embed.view(-1)[i], piece.to(embed)) for i, piece in pieces(twin))
-        if twin.shape != list(embed.shape) or not all(same):
+        name = "model.embed_tokens.weight"
+        embed, parts = out[name].data, pieces(twin, places[name])
+        same = twin.shape == list(full[name])
+        if not same or not all(torch.equal(embed[rows], piece.to(embed)) for rows, piece in parts):
             raise UserError(f"{twin.path}: lm_head.weight is not the embedding it is tied to")
-    model.load_state_dict(state, assign=True)
     return model
 
 
-def write_safetensors(path: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
-    """The tensors in `dtype`, byte for byte as the safetensors library writes them.  OSError."""
+def write_safetensors(
+    path: Path,
+    sizes: dict[str, Sequence[int]],
+    tensor: Callable[[str], Tensor],
+    dtype: torch.dtype,
+    first: bool = True,
+) -> None:
+    """The tensors of these names and sizes in `dtype`, byte for byte as the safetensors library
+    writes them, one at a time in memory.  Only the `first` of several ranks writes.  OSError."""
     header, end = {"__metadata__": {"format": "pt"}}, 0  # transformers insists on "pt"
     code = {value: key for key, value in DTYPES.items()}[dtype]
-    for name, p in sorted(tensors.items()):
-        begin, end = end, end + p.numel() * dtype.itemsize
-        header[name] = dict(dtype=code, shape=list(p.shape), data_offsets=[begin, end])
+    for name, size in sorted(sizes.items()):
+        begin, end = end, end + math.prod(size) * dtype.itemsize
+        header[name] = dict(dtype=code, shape=list(size), data_offsets=[begin, end])
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
     buffer = bytearray(PIECE)
-    with open(path, "wb") as f:
+    with open(path if first else os.devnull, "wb") as f:
         f.write(len(raw).to_bytes(8, "little") + raw)
-        for _, p in sorted(tensors.items()):
-            for piece in p.detach().flatten().split(PIECE // dtype.itemsize):
-                torch.frombuffer(buffer, dtype=dtype, count=len(piece)).copy_(piece)
-                f.write(memoryview(buffer)[: len(piece) * dtype.itemsize])
+        for name in sorted(sizes):
+            for piece in tensor(name).detach().flatten().split(PIECE // dtype.itemsize):
+                if first:
+                    torch.frombuffer(buffer, dtype=dtype, count=len(piece)).copy_(piece)
+                    f.write(memoryview(buffer)[: len(piece) * dtype.itemsize])
 
 
 def save_pretrained(
@@ -307,42 +401,52 @@ def save_pretrained(
     dtype: torch.dtype | None = None,
     files: Iterable[str | Path] = (),
     extra: dict | None = None,
+    full: Callable[[str], Tensor] | None = None,
+    first: bool = True,
 ) -> None:
     """Write what transformers and vLLM load: config.json, one weight file or shards of at most
     `shard_size` bytes (a larger tensor has its own) with their index, and copies of `files`, the
     tokenizer's.
 
     `dtype` is that of the files, by default the model's; `extra` are more keys of config.json, such
-    as eos_token_id.  The folder appears under its name whole or not at all.  UserError when
+    as eos_token_id.  Of a model cut over ranks all call this: `full(name)` gathers a parameter, and
+    the `first` writes.  The folder appears under its name whole or not at all.  UserError when
     something is there already, and when the disk or one of `files` refuses.
     """
-    folder, dtype = Path(folder).resolve(), dtype or model.head_weight.dtype
+    folder, dtype = Path(folder).resolve(), dtype or next(model.parameters()).dtype
+    shape = model.full_shape
+    with torch.device("meta"):
+        sizes = {name: p.shape for name, p in Transformer(shape).named_parameters()}
+    full = full or dict(model.named_parameters()).__getitem__
     temp = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    config = {**(extra or {}), **ONLY, **dict(zip(KEYS, astuple(model.shape), strict=True))}
+    config = {**(extra or {}), **ONLY, **dict(zip(KEYS, astuple(shape), strict=True))}
     config |= {"architectures": ["Qwen3ForCausalLM"], "dtype": str(dtype).removeprefix("torch.")}
     config |= {"torch_dtype": config["dtype"]}  # its older name
-    config |= {"rope_parameters": dict(rope_type="default", rope_theta=model.shape.rope_theta)}
-    shards, room = [], 0
-    for name, p in model.state_dict().items():
-        size = p.numel() * dtype.itemsize
-        if size > room:
+    config |= {"rope_parameters": dict(rope_type="default", rope_theta=shape.rope_theta)}
+    shards, room, shard_of = [], 0, {}
+    for name, size in sizes.items():
+        need = math.prod(size) * dtype.itemsize
+        if need > room:
             shards.append({})
             room = shard_size
-        shards[-1][name] = p
-        room -= size
-    shard_of, texts = {}, {"config.json": config}
+        shards[-1][name] = size
+        room -= need
     try:
-        if folder.exists() and any(folder.iterdir()):
-            raise UserError(f"{folder} holds something already: name a new folder")
-        shutil.rmtree(temp, ignore_errors=True)
-        temp.mkdir(parents=True)
+        if first:
+            if folder.exists() and any(folder.iterdir()):
+                raise UserError(f"{folder} holds something already: name a new folder")
+            shutil.rmtree(temp, ignore_errors=True)
+            temp.mkdir(parents=True)
         for i, shard in enumerate(shards, 1):
             single = len(shards) == 1
             file = SINGLE if single else f"model-{i:05}-of-{len(shards):05}.safetensors"
-            write_safetensors(temp / file, shard, dtype)
+            write_safetensors(temp / file, shard, full, dtype, first)
             shard_of |= dict.fromkeys(shard, file)
+        if not first:
+            return
+        texts = {"config.json": config}
         if len(shards) > 1:
-            total = sum(p.numel() for p in model.parameters()) * dtype.itemsize
+            total = sum(map(math.prod, sizes.values())) * dtype.itemsize
             texts[INDEX] = {"metadata": {"total_size": total}, "weight_map": shard_of}
         for name, value in texts.items():
             (temp / name).write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
@@ -391,7 +495,15 @@ def check_room(folder: str | Path, tokens: int) -> None:
         raise UserError(f"--max-prompt + --max-new is {tokens}, but {folder} has {room} positions")
 
 
-def export(model: Transformer, source: str | Path, folder: Path, eos: int) -> None:
+def export(
+    model: Transformer,
+    source: str | Path,
+    folder: Path,
+    eos: int,
+    dtype: torch.dtype,
+    full: Callable[[str], Tensor] | None = None,
+    first: bool = True,
+) -> None:
     """Write the model as a published folder, with the tokenizer files and the settings of the one
     it came from, but for `eos`, the token at which it has learned to end.  One that is there
     already is left: the run that wrote it had ended."""
@@ -401,4 +513,4 @@ def export(model: Transformer, source: str | Path, folder: Path, eos: int) -> No
     config = read_json(source / "config.json")
     extra = {k: config[k] for k in CARRIED if k in config} | dict(eos_token_id=eos)
     files = [source / name for name in COMPANIONS if (source / name).exists()]
-    save_pretrained(model, folder, files=files, extra=extra)
+    save_pretrained(model, folder, dtype=dtype, files=files, extra=extra, full=full, first=first)

@@ -19,10 +19,10 @@ problems (in the small world over sets of numbers, which problems share): it is 
 problems and says nothing of other training seeds.  A set of one problem has none.  `average` is the
 mean of the sets, each weighing the same.
 
-OUT/SET.jsonl has a line for every response, OUT/results.json and OUT/results.md the table.  The
-sampling of a batch of problems depends on (--seed, set, place of its first problem) and the config
-alone, so an evaluation that was stopped or killed goes on by the same command, bit for bit: the
-batches that are whole on disk are kept, the others are sampled again.
+OUT/SET.jsonl has a line for every response, OUT/results.json and OUT/results.md the table.  A
+response's random numbers depend on --seed, the set and the place of its problem alone, so an
+evaluation that was stopped or killed goes on by the same command, bit for bit: the batches that are
+whole on disk are kept, the others are sampled again.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ from infra.files import UserError
 from infra.flags import flag
 from model import Transformer
 from rollout import Sampling
-from tasks.ask import World, ask, fitting, generator, interval, open_world
+from tasks.ask import World, ask, fitting, interval, open_world, seed_of
 from tasks.maths import read_problems
 
 # the flags of a run that an evaluation reads; what the run's config.json says is their default
@@ -147,12 +147,13 @@ def sample_batch(
 ) -> list[dict]:
     """k responses to each of `problems`, which stand from place `first` on in set `name`: a record
     each, problem after problem."""
-    stream = generator(model.head_weight.device, c.seed, name, first)
     # no more than --rows at once, even of one problem: its k responses in equal groups of G
     G = max(g for g in range(1, min(e.k, c.rows) + 1) if e.k % g == 0)
     repeated = [p for p in problems for _ in range(e.k // G)]
+    numbers = range(first * (e.k // G), (first + len(problems)) * (e.k // G))
     how = Sampling(c.temperature, top_p=e.top_p)
-    samples, texts, rewards = ask(model, world, repeated, G, c.max_new, how, stream, c.rows)
+    seed = seed_of(c.seed, name)
+    samples, texts, rewards = ask(model, world, repeated, G, c.max_new, how, seed, numbers, c.rows)
     records, lengths, finished = [], samples.lengths().tolist(), samples.finished.tolist()
     for i, (text, grade) in enumerate(zip(texts, rewards.tolist(), strict=True)):
         p = problems[i // e.k]
@@ -255,7 +256,9 @@ def run(c: Config, e: Evaluation, command: str, stop: Callable[[], bool]) -> dic
     digests = {"weights": head, "problems": repr(sets).encode()}
     mine = {k: getattr(c, k) for k in (*ANYWHERE, *MATHS, *SMALL) if k != "out"} | asdict(e)
     mine |= {k: hashlib.sha256(v).hexdigest()[:16] for k, v in digests.items()}
-    files.claim(folder, mine | dict(device=str(device)))
+    mine["device"] = str(device)
+    for write in (False, True):  # refused where other files are: one may be the data itself
+        files.claim(folder, mine, write)
     print(f"results in {folder}; responses of at most {c.max_new:,} tokens")
     found = {}
     for name, problems in sets.items():

@@ -1,8 +1,8 @@
 """The figures of the page: each a drawing, and the sentence that says what it shows.
 
 A drawing is a plain function from a section's dict (RUN/data/SECTION.json) and a width in pixels to
-the inside of an <svg> and its height; `report.py` draws each twice, for a desk and for a phone, so
-that labels keep their size.  Its colours and lines are classes of the style in page.html.
+the inside of an <svg> and its height; the page has each twice, for a desk and for a phone, so that
+labels keep their size.  Its colours and lines are classes of the style in page.html.
 Entropies are nats, shares 0..1, intervals 95%, as in the data.
 """
 

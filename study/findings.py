@@ -33,7 +33,16 @@ from infra.files import UserError
 from infra.flags import flag
 from model import NEVER, Transformer, at_least_fp32, entropy_of
 from rollout import Rollout, Sampling
-from tasks.ask import PERCENTILES, World, ask, distribution, entropy_by_token, measure, open_task
+from tasks.ask import (
+    PERCENTILES,
+    World,
+    ask,
+    distribution,
+    entropy_by_token,
+    measure,
+    open_task,
+    seed_of,
+)
 from tasks.countdown import KINDS, Countdown
 from tasks.tokenizer import Tokenizer
 
@@ -331,7 +340,7 @@ def trace(model: Transformer, one: Rollout, tokenizer: Tokenizer) -> list[dict]:
 
 
 def continued(
-    run: Run, problems: list, starts: list[list[int]], generator: torch.Generator
+    run: Run, problems: list, starts: list[list[int]], seed: int
 ) -> list[tuple[list[int], float]]:
     """One continuation of each beginning of a response to its end, at most `max_new` tokens in all:
     (the ids that were added, the reward); a beginning that has ended is graded as it is."""
@@ -344,7 +353,7 @@ def continued(
         begun, asked = ([x[i] for i in going] for x in (starts, problems))
         how = Sampling(c.temperature)
         samples, _, rewards = ask(
-            run.model, world, asked, 1, c.max_new, how, generator, c.rows, begun
+            run.model, world, asked, 1, c.max_new, how, seed, rows=c.rows, starts=begun
         )
         for i, ids, reward in zip(going, samples.responses(), rewards.tolist(), strict=True):
             out[i] = ids[: c.max_new - len(starts[i])], reward
@@ -352,7 +361,7 @@ def continued(
 
 
 def values(
-    run: Run, problems: list, responses: list[list[int]], K: int, generator: torch.Generator
+    run: Run, problems: list, responses: list[list[int]], K: int, seed: int
 ) -> list[np.ndarray]:
     """P(right) after 0, 1, .. all tokens of each response, (2, L + 1): means over K continuations
     of two independent lots; after its end both are its reward.
@@ -366,7 +375,7 @@ def values(
         there = [b for b, ids in enumerate(responses) if t < len(ids)]
         anew = [(b, i) for b in there for i in range(2 * K) if not pools[b][i]]
         starts = [responses[b][:t] for b, _ in anew]
-        found = continued(run, [problems[b] for b, _ in anew], starts, generator)
+        found = continued(run, [problems[b] for b, _ in anew], starts, seed_of(seed, t))
         for (b, i), one in zip(anew, found, strict=True):
             pools[b][i] = one
         for b in there:
@@ -574,9 +583,9 @@ def anatomy_of(run: Run, which: str, f: Flags) -> dict:
     down".  `noise`: the mask's share of sum A^2 |gradient by the logits|^2, the noise's energy."""
     c, model = run.c, run.at(which)
     problems, how = run.splits["train"][: f.problems], Sampling(c.temperature)
-    generator = torch.Generator(model.head_weight.device).manual_seed(f.seed)
+    seed = seed_of(f.seed, "anatomy")
     samples, _, rewards = ask(
-        model, run.world, problems, c.group, c.max_new, how, generator, c.rows, progress=True
+        model, run.world, problems, c.group, c.max_new, how, seed, rows=c.rows, progress=True
     )
     groups = mixed(rewards, c.group).nonzero()[:, 0]
     if len(groups) < 2:
@@ -631,11 +640,12 @@ def decomposition(run: Run, f: Flags) -> dict:
 
 def decomposition_of(run: Run, which: str, f: Flags) -> dict:
     _, samples = run.look(which)
-    model, k, problems = run.at(which), run.c.eval_k, run.problems()[: f.responses]
+    run.at(which)  # whose policy continues
+    k, problems = run.c.eval_k, run.problems()[: f.responses]
     samples = samples.sequences([i * k for i in range(len(problems))])
-    generator = torch.Generator(model.head_weight.device).manual_seed(f.seed)
     tokenizer, cluster, names, words = run.world.tokenizer(), [], [], []
-    V = values(run, problems, samples.responses(), f.continuations, generator)  # (2, L + 1) each
+    seed = seed_of(f.seed, "decomposition", which)
+    V = values(run, problems, samples.responses(), f.continuations, seed)  # (2, L + 1) each
     products = [np.diff(v[0]) * np.diff(v[1]) for v in V]
     within = [v[:, 0].mean() - v[0, 0] * v[1, 0] for v in V]  # without bias: V0 (1 - V0)
     for problem, ids in zip(problems, samples.responses(), strict=True):
@@ -704,18 +714,19 @@ def token_values(run: Run, f: Flags) -> list:
     """Of each token of `traces`: P(right) before the first and after each (`v`), and after each of
     its likeliest alternatives in its place (`alt`, None for the least plausible)."""
     problems, k, out = run.problems(), run.c.eval_k, [{} for _ in chosen(run)]
-    generator = torch.Generator(run.model.head_weight.device).manual_seed(f.seed)
     for which in ("base", "final"):
         (_, samples), model = run.look(which), run.at(which)
         parts = [samples.sequences([i * k]) for i in chosen(run)]
         said = [one.responses()[0] for one in parts]
         asked = [problems[i] for i in chosen(run)]
-        V = values(run, asked, said, f.continuations, generator)
+        seed = seed_of(f.seed, "values", which)
+        V = values(run, asked, said, f.continuations, seed)
         for one, ids, problem, v, record in zip(parts, said, asked, V, out, strict=True):
             v, (p, best) = v.mean(0), (x.tolist() for x in alternatives(model, one)[2:4])
             at = [(t, j) for t in range(len(ids)) for j in range(len(p[t])) if p[t][j] >= PLAUSIBLE]
             starts = [ids[:t] + [best[t][j]] for t, j in at for _ in range(f.continuations)]
-            found = continued(run, [problem] * len(starts), starts, generator)
+            again = [problem] * len(starts)
+            found = continued(run, again, starts, seed_of(seed, "alternatives", *ids))
             mean = np.reshape([reward for _, reward in found], (-1, f.continuations)).mean(1)
             alt = [[None] * len(p[t]) for t in range(len(ids))]
             for (t, j), x in zip(at, mean.tolist(), strict=True):

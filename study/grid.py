@@ -14,6 +14,7 @@ the screening.  Several processes may run this command at once: a lock keeps eac
 
 import fcntl
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,13 +29,13 @@ import torch
 
 import fork_gpt
 from fork_gpt import Config, top_entropy
-from infra import files
+from infra import files, weights
 from infra.files import UserError
 from study.arms import difference, pooled
 from study.findings import alternatives
 from tasks.ask import distribution, measure, open_task
 from tasks.countdown import KINDS, Countdown
-from tasks.pretrain import Pretrain, base_model, folder_of
+from tasks.pretrain import Pretrain, base_model
 
 OUT, RESULTS = Path("runs/grid"), Path("results")
 SHARES, ENTROPIES = (0.2, 0.4), (0.1, 0.33, 0.69, 1.8)
@@ -126,14 +127,9 @@ def base_of(share: float, entropy: float, seed: int) -> Path:
     """The base model's folder: pretrained with filler that any later entropy knows the words of,
     then fine-tuned in its own world."""
     root = Pretrain(size="micro", steps=2400, skill=0.5, seed=seed)
-    world = Countdown(**world_of(share, 1.8))
-    if not (folder_of(root, world) / "model.pt").exists():
-        base_model(root, world)
-    fine = replace(root, steps=300, lr=2e-3, start=str(folder_of(root, world)))
-    world = replace(world, filler_entropy=entropy)
-    if not (folder_of(fine, world) / "model.pt").exists():
-        base_model(fine, world)
-    return folder_of(fine, world)
+    start, _ = base_model(root, Countdown(**world_of(share, 1.8)))
+    fine = replace(root, steps=300, lr=2e-3, start=str(start))
+    return base_model(fine, Countdown(**world_of(share, entropy)))[0]
 
 
 # ---------------------------------------------------------------------- the plan
@@ -199,9 +195,9 @@ def work(run: Any, stop: Callable[[], bool], split: str = "test") -> None:
         c, clock = run.config(), files.Clock()
         model, world, splits, _ = open_task(c, torch.device("cpu"), stop)
         state = fork_gpt.begin(model, splits["train"], c, clock)
-        checkpoint, log = folder / "checkpoint.pt", files.Log(folder, False, False)
-        if checkpoint.exists():
-            state.load(checkpoint)
+        log = files.Log(folder, False, False)
+        if found := weights.checkpoints(folder / "checkpoints"):
+            state.load(found[-1])
         log.cut(state.step)
         fork_gpt.train(state, world, splits, c, log, stop)
         found, _ = measure(state.policy, world, splits[split], replace(c, eval_k=8))
@@ -210,7 +206,7 @@ def work(run: Any, stop: Callable[[], bool], split: str = "test") -> None:
             {split: found["accuracy"]}, arithmetic=found["arithmetic"], truncated=found["truncated"]
         )  # fmt: skip
         files.write_json(folder / "summary.json", summary | clock.seconds())
-        checkpoint.unlink(missing_ok=True)
+        shutil.rmtree(folder / "checkpoints")
 
 
 def summarise(lines: list[dict]) -> dict:

@@ -1,6 +1,6 @@
-"""The page: what `study.py` and `--arms` found (RUN/data/*.json), as one file a person can read.
+"""The page: what the study and `--arms` found (RUN/data/*.json), as one file a person can read.
 
-    python report.py RUN             # `fork_gpt.py` and `study.py` end by doing the same
+    python -m study.report RUN    # `fork_gpt.py` and `python -m study` end by doing the same
 
 Writes RUN/report.html, which needs no other file and no network, and RUN/figures/*.svg.  page.html
 holds the story, the style, the script and, in slots, each figure's title and the paper's number and
@@ -318,7 +318,7 @@ def sample(d: list[dict]) -> str:
 
 # ---------------------------------------------------------------------- the page
 
-STUDY, ALL = "python study.py RUN", "python study.py RUN --all"
+STUDY, ALL = "python -m study RUN", "python -m study RUN --all"
 ARMS = "python fork_gpt.py --arms top,all,random,bottom --seeds 3"
 # each section: the command that makes it, and the lists without which there is nothing to draw
 SECTIONS = dict(
@@ -447,7 +447,7 @@ def read(folder: Path) -> tuple[dict, dict[str, str]]:
     """RUN/data/*.json: the sections that can be drawn, and why the others cannot.  UserError where
     there are none, or one is damaged."""
     if not any((folder / "data").glob("*.json")):
-        raise UserError(f"{folder / 'data'} has no findings: python study.py {folder} makes them")
+        raise UserError(f"{folder / 'data'} has no findings: python -m study {folder} makes them")
     found, missing = {}, {}
     for key, (command, lists) in SECTIONS.items():
         path, make = folder / "data" / f"{key}.json", command.replace("RUN", str(folder))
@@ -476,7 +476,7 @@ def write(folder: Path) -> Path:
     try:
         text, files = page(found, missing)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
-        what = f"is not what this version of study.py writes ({e!r})"
+        what = f"is not what this version of the study writes ({e!r})"
         raise UserError(f"{folder / 'data'} {what}; make it again: {STUDY} or {ARMS}") from e
     for name, drawing in files.items():
         write_atomic(folder / "figures" / f"{name}.svg", drawing.encode())
@@ -487,7 +487,7 @@ def write(folder: Path) -> Path:
 def main(argv: list[str]) -> int:
     """The command line: 0, or 2 after one line about a mistake."""
     if len(argv) != 1 or argv[0].startswith("-"):
-        print("usage: python report.py RUN", file=sys.stderr)
+        print("usage: python -m study.report RUN", file=sys.stderr)
         return 2
     try:
         print(write(Path(argv[0])))

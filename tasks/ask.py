@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+import parallel
 from infra.files import UserError
 from infra.weights import check_room, from_pretrained, load_model, published
-from model import Transformer
+from model import Shape, Transformer
 from rollout import Rollout, Sampling, colour_trace, generate
 from tasks import pretrain
 from tasks.countdown import KINDS, Countdown
@@ -37,10 +39,9 @@ def draw(problems: Sequence, seed: int, position: int, n: int) -> list:
     return out
 
 
-def generator(device: torch.device | str, *names: object) -> torch.Generator:
-    """A stream of random numbers of its own for each purpose: a function of its names alone."""
-    seed = Random("/".join(map(str, names))).getrandbits(63)
-    return torch.Generator(device).manual_seed(seed)
+def seed_of(*names: object) -> int:
+    """A seed of its own for each purpose: a function of its names alone."""
+    return Random("/".join(map(str, names))).getrandbits(63)
 
 
 def ask(
@@ -50,27 +51,55 @@ def ask(
     k: int,
     max_new: int,
     how: Sampling = Sampling(),
-    stream: torch.Generator | None = None,
+    seed: int = 0,
+    numbers: Sequence[int] | None = None,
     rows: int = 512,
     starts: Sequence[list[int]] | None = None,
     progress: bool = False,
 ) -> tuple[Rollout, list[str], Tensor]:
     """k responses to each problem: the samples, their texts, their rewards (B,) fp32, 1 or 0.
+    `seed` and the problems' `numbers` decide the random numbers, as in `generate`.
 
     `starts`, a list of ids for each problem, are beginnings of responses that are continued; they
     are part of the text and count towards `max_new`.  UserError where the model has no
     probabilities.
     """
-    tokenizer, starts = world.tokenizer(), starts or [[]] * len(problems)
-    prompts = [world.encode(p) + start for p, start in zip(problems, starts, strict=True)]
+    ranks, tokenizer = parallel.here(), world.tokenizer()
+    starts = starts or [[]] * len(problems)
     room = max_new - min(map(len, starts))
-    samples = generate(model, prompts, k, room, tokenizer.eos, how, stream, rows, progress)
+    mine = range(ranks.dp_rank, len(problems), ranks.dp)  # each dp rank asks every dp-th problem
+    prompts = [world.encode(problems[i]) + starts[i] for i in mine]
+    numbers = [i if numbers is None else numbers[i] for i in mine]
+    samples = generate(model, prompts, k, room, tokenizer.eos, how, seed, numbers, rows, progress)
     if not (samples.logprobs.isfinite().all() and samples.entropy.isfinite().all()):
         raise UserError("the model's probabilities are not finite: damaged weights, or a high --lr")
-    ids = enumerate(samples.responses())
-    texts = [tokenizer.decode((starts[i // k] + response)[:max_new]) for i, response in ids]
-    rewards = torch.tensor([world.reward(problems[i // k], text) for i, text in enumerate(texts)])
-    return samples, texts, rewards
+    texts, rewards = [], []
+    for i, ids in enumerate(samples.responses()):
+        problem = mine[i // k]
+        texts.append(tokenizer.decode((starts[problem] + ids)[:max_new]))
+        rewards.append(world.reward(problems[problem], texts[-1]))
+    return exchange(samples, texts, torch.tensor(rewards), len(problems), k)
+
+
+def exchange(
+    samples: Rollout, texts: list[str], rewards: Tensor, n: int, k: int
+) -> tuple[Rollout, list[str], Tensor]:
+    """What every dp rank asked, put together on each in the order of the n problems."""
+    ranks = parallel.here()
+    if ranks.dp == 1:
+        return samples, texts, rewards
+    sizes = parallel.gathered(samples.cu_seqlens.diff())
+    fields = dict(cu_seqlens=[F.pad(x.cumsum(0), (1, 0)).int() for x in sizes])
+    for name in ("tokens", "response", "logprobs", "entropy", "finished"):
+        fields[name] = parallel.gathered(getattr(samples, name))
+    parts = [{name: x[r] for name, x in fields.items()} for r in range(ranks.dp)]
+    asked = [i for r in range(ranks.dp) for i in range(r, n, ranks.dp)]  # in the order of the parts
+    order = [j * k + g for j in torch.tensor(asked).argsort().tolist() for g in range(k)]
+    pairs = ranks.gather([*zip(texts, rewards.tolist(), strict=True)])
+    said = [pair for part in pairs for pair in part]
+    texts, rewards = zip(*(said[i] for i in order), strict=True)
+    joined = Rollout.join([Rollout(**part) for part in parts])
+    return joined.sequences(order), list(texts), torch.tensor(rewards)
 
 
 def measure(
@@ -85,9 +114,9 @@ def measure(
     same random numbers: accuracy with its 95% interval over clusters of problems, share of true
     statements, mean length, truncated share; the samples."""
     problems, k = problems[: c.eval_problems or None], c.eval_k
-    stream = generator(model.head_weight.device, "measure")
+    seed = seed_of("measure")
     samples, texts, rewards = ask(
-        model, world, problems, k, c.max_new, how, stream, c.rows, progress=progress
+        model, world, problems, k, c.max_new, how, seed, rows=c.rows, progress=progress
     )
     statements = [ok for text in texts for ok in world.statements(text)]
     return dict(
@@ -132,17 +161,21 @@ def distribution(entropy: Tensor) -> dict[str, float]:
     }
 
 
+def kinds_of(world: World, samples: Rollout) -> Tensor:
+    """What the grammar takes each sampled token for, (n,) int64 of KINDS; -1 where none tells."""
+    return torch.tensor(world.kinds(samples.tokens.tolist()))[samples.response.cpu()]
+
+
 @torch.no_grad()
-def by_kind(model: Transformer, world: World, samples: Rollout, T: float) -> dict[str, float]:
-    """Of the first 16 samples, by kind of token: the mean entropy they were drawn with, nats; and
-    how far `model` has moved from the policy that drew them, KL(old, new) from one draw each (r - 1
-    - log r), nats a response token of any kind: the parts add up."""
+def by_kind(model: Transformer, samples: Rollout, kinds: Tensor, T: float) -> dict[str, float]:
+    """Of the first 16 samples, by kind of token, kinds (n,): the mean entropy they were drawn with,
+    nats; and how far `model` has moved from the policy that drew them, KL(old, new) from one draw
+    each (r - 1 - log r), nats a response token of any kind: the parts add up."""
     samples = samples.sequences(range(min(16, len(samples.finished))))
-    kinds = torch.tensor(world.kinds(samples.tokens.tolist()))[samples.response.cpu()]
     log_ratio = model(*samples.scored(), T)[0] - samples.logprobs
     kl, out = (log_ratio.expm1() - log_ratio).cpu(), {}
     for i, name in enumerate(KINDS):
-        mine = kinds == i
+        mine = kinds[: len(kl)] == i
         out[f"entropy_{name}"] = samples.entropy.cpu()[mine].sum().item() / max(int(mine.sum()), 1)
         out[f"kl_{name}"] = kl[mine].sum().item() / len(kl)
     return out
@@ -223,25 +256,34 @@ def recipe_of(c: Any) -> pretrain.Pretrain:
 
 
 def open_model(
-    folder: str | Path, device: str | torch.device = "cpu", eos: str | None = None, dtype=None
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    eos: str | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Transformer, Tokenizer]:
-    """The model and the tokenizer of a published Qwen3 folder, a run of ours, or a small-world
-    base.  `dtype` is fp32 unless given; `eos` names the special token that ends a text.  UserError
-    for what is malformed."""
-    folder = published(folder)
+    """The model, in `dtype`, and the tokenizer of a published Qwen3 folder, a run of ours, or a
+    small-world base; among several ranks this one's part of it, fp32 that computes in `dtype`.
+    `eos` names the special token that ends a text.  UserError for what is malformed."""
+    folder, ranks = published(folder), parallel.here()
     if (folder / "model.pt").exists():
-        model, words = load_model(folder, device)
-        return model.to(dtype or torch.float32), word_tokenizer(words)
+        model, words = load_model(folder, "cpu" if ranks.mesh else device)
+        model = parallel.place_weights(model, dtype) if ranks.mesh else model.to(dtype)
+        return model, word_tokenizer(words)
     if (folder / "metrics.jsonl").exists():
         raise UserError(f"{folder} is a run that has not ended: fork_gpt.py --resume {folder}")
     if not (folder / "config.json").exists():
         raise UserError(f"{folder}: no model there: neither model.pt nor a published config.json")
     tokenizer = qwen_tokenizer(folder, eos)
-    model = from_pretrained(folder, dtype or torch.float32, device)
-    if tokenizer.n_vocab > model.shape.vocab_size:
-        rows = model.shape.vocab_size
+
+    def build(shape: Shape) -> Transformer:
+        return parallel.shard(shape, tokenizer.n_vocab, dtype)
+
+    model = from_pretrained(folder, dtype, device, build if ranks.mesh else None)
+    rows = model.full_shape.vocab_size
+    if tokenizer.n_vocab > rows:
         raise UserError(f"{folder}: {tokenizer.n_vocab} tokens, but the model has {rows} rows")
-    model.n_vocab = tokenizer.n_vocab
+    if not ranks.mesh:
+        model.n_vocab = tokenizer.n_vocab
     return model, tokenizer
 
 
@@ -276,18 +318,20 @@ def open_task(
     """(fp32 model, world, its problems by split, seconds spent on the model earlier).  UserError
     for anything that cannot be trained on."""
     earlier = dict(cpu_seconds=0.0, wall_seconds=0.0)
+    dtype = getattr(torch, c.dtype) if parallel.here().mesh else torch.float32
     if not c.data:
         world = countdown_of(c)
         splits = world.splits()
         if not all(splits.values()):
             raise UserError("this world has too few problems; raise --max-number, or change --ops")
         if c.model:
-            model, _ = open_world(c, device)
+            model, _ = open_world(c, device, dtype)
         else:
-            model, earlier = pretrain.base_model(recipe_of(c), world, stop)
-        return model.to(device), world, splits, earlier
+            folder, earlier = pretrain.base_model(recipe_of(c), world, stop)
+            model, _ = open_model(folder, device, dtype=dtype)
+        return model, world, splits, earlier
     problems, counts = read_problems(c.data.split(","), c.skip_bad)
-    model, world = open_world(c, device)
+    model, world = open_world(c, device, dtype)
     fit = fitting(world, problems, c.max_prompt)
     counts["too long"] = len(problems) - len(fit)
     print(f"{c.data}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))

@@ -10,13 +10,15 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
+import parallel
 from infra import files, weights
 from infra.files import UserError
 from model import SIZES, Transformer
@@ -43,15 +45,23 @@ class Pretrain:
 
 
 def make_optimizer(
-    model: Transformer, lr: float, weight_decay: float, beta2: float, name: str = "adamw"
+    parameters: Sequence[nn.Parameter],
+    lr: float,
+    weight_decay: float,
+    beta2: float,
+    name: str = "adamw",
 ) -> torch.optim.Optimizer:
     """AdamW, beta1 0.9, that decays the matrices and not the norms; or "sgd", p -= lr g and nothing
     else: at the learning rates that it needs, a decay of lr 0.1 a step would erase the weights."""
     if name == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=lr)
-    matrices, norms = ([p for p in model.parameters() if (p.ndim == 2) == two] for two in (1, 0))
+        return torch.optim.SGD(parameters, lr=lr)
+    matrices, norms = ([p for p in parameters if (p.ndim == 2) == two] for two in (True, False))
     groups = [dict(params=matrices, weight_decay=weight_decay), dict(params=norms, weight_decay=0)]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2), fused=True)
+    for p in parameters:  # as its first step would: what a checkpoint fills must be there
+        moments = dict(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+        optimizer.state[p] = moments | dict(step=torch.zeros((), device=p.device))
+    return optimizer
 
 
 def batch_of_traces(recipe: Pretrain, world: Countdown, problems: list, step: int) -> tuple:
@@ -76,11 +86,11 @@ def pretrain(
     model = Transformer(replace(SIZES[recipe.size], vocab_size=n_vocab))
     model.init_weights(torch.Generator().manual_seed(recipe.seed))
     if recipe.start:
-        with torch.no_grad():
-            for name, p in weights.load_model(recipe.start)[0].state_dict().items():
-                n = min(len(p), len(model.state_dict()[name]))
-                model.state_dict()[name][:n] = p[:n]
-    optimizer = make_optimizer(model, recipe.lr, weight_decay=0.1, beta2=0.95)
+        mine = model.state_dict()
+        for name, p in weights.load_model(recipe.start)[0].state_dict().items():
+            n = min(len(p), len(mine[name]))
+            mine[name][:n] = p[:n]
+    optimizer = make_optimizer([*model.parameters()], recipe.lr, weight_decay=0.1, beta2=0.95)
     first, clock = 0, files.Clock()
     if checkpoint.exists():
         saved = weights.load(checkpoint)
@@ -110,28 +120,30 @@ def pretrain(
     return model, clock.seconds()
 
 
-def folder_of(recipe: Pretrain, world: Countdown) -> Path:
-    """Where a base model is cached."""
-    made_by = [asdict(recipe), asdict(world), torch.__version__, torch.get_num_threads()]
-    digest = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:8]
-    return Path("runs") / f"base-{recipe.size}-{digest}"
-
-
 def base_model(
     recipe: Pretrain, world: Countdown, stop: Callable[[], bool] = lambda: False
-) -> tuple[Transformer, dict]:
-    """The cached base, trained if there is none yet, and the seconds that earlier processes
-    took."""
-    folder, here = folder_of(recipe, world), files.Clock()
-    if not (folder / "model.pt").exists():
-        model, spent = pretrain(recipe, world, folder / "pretrain.pt", stop)
-        files.write_json(folder / "config.json", dict(recipe=asdict(recipe)) | spent)
-        weights.save_model(folder, model, world.tokenizer().words)
-        (folder / "pretrain.pt").unlink(missing_ok=True)
+) -> tuple[Path, dict]:
+    """The folder of the cached base, trained if there is none yet (the first rank does it), and the
+    seconds that earlier processes took."""
+    made_by = [asdict(recipe), asdict(world), torch.__version__, torch.get_num_threads()]
+    digest = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:8]
+    folder, here = Path("runs") / f"base-{recipe.size}-{digest}", files.Clock()
+    stopped = False
+    if parallel.here().first and not (folder / "model.pt").exists():
+        try:
+            model, spent = pretrain(recipe, world, folder / "pretrain.pt", stop)
+            files.write_json(folder / "config.json", dict(recipe=asdict(recipe)) | spent)
+            words = world.tokenizer().words
+            weights.save_model(folder, model.shape, words, model.state_dict())
+            (folder / "pretrain.pt").unlink(missing_ok=True)
+        except KeyboardInterrupt:
+            stopped = True
+    if parallel.here().any(stopped):
+        raise KeyboardInterrupt
     print(f"base model {folder}")
     record = files.read_json(folder / "config.json")
     earlier = {k: max(0.0, record[k] - seconds) for k, seconds in here.seconds().items()}
-    return weights.load_model(folder)[0], earlier
+    return folder, earlier
 
 
 if __name__ == "__main__":

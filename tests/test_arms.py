@@ -11,24 +11,32 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
-import arms
-import pretrain
 import pytest
 import torch
-from test_run import ROOT, SMALL, metrics, same
+from test_run import ROOT, SMALL, config, metrics, same
 
 import fork_gpt
-import parallel
-from fork_gpt import Batch, Config, top_entropy, update
-from model import Config as ModelConfig
-from model import Transformer
+from fork_gpt import Config, columns, top_entropy, update
+from infra import files, weights
+from infra.flags import parse, take
+from model import Shape, Transformer
 from rollout import generate
+from study import arms, report
+from study.arms import Comparison, Job, plan
+from tasks import pretrain
+from tasks.ask import countdown_of
 
 ARMS = ["--arms", "top rho=0.3, bottom optimizer=sgd lr=0.5", "--seeds", "2", "--jobs", "2"]
 NAMES = ["top-rho-0.3-seed5", "bottom-optimizer-sgd-lr-0.5-seed5"]
 NAMES += [name[:-1] + "6" for name in NAMES]
+
+
+def planned(*argv: str) -> tuple:
+    """What a command line with --arms would do."""
+    given = parse((Config, Comparison), argv, "", "")
+    return plan(take(Comparison, given), given)
+
 
 # ---------------------------------------------------------------------------------- whole commands
 
@@ -52,8 +60,8 @@ def compared(tmp_path_factory):
         m.chdir(folder)
         m.setenv("PYTHONPATH", str(ROOT))
         m.setattr(arms, "PROGRAM", folder / "die.py")
-        m.setattr(parallel, "stop_on_signal", lambda: lambda: False)
-        m.setitem(sys.modules, "report", SimpleNamespace(write=lambda out: drawn.append(out)))
+        m.setattr(files, "stop_on_signal", lambda: lambda: False)
+        m.setattr(report, "write", lambda out: drawn.append(out))
         for _ in range(2):
             with open("err", "w") as err, pytest.MonkeyPatch.context() as n:
                 n.setattr(sys, "stderr", err)
@@ -87,7 +95,7 @@ def test_the_same_command_again_finishes_as_if_nothing_had_happened(compared, mo
     for i, flags in enumerate((["top", "--rho", "0.3"], ["bottom", "--optimizer", "sgd"]) * 2):
         lr = ["--lr", "0.5"] if i % 2 else []
         line = [*SMALL, "--steps", "3", "--keep", *flags, *lr, "--seed", str(5 + i // 2)]
-        fork_gpt.run(fork_gpt.parse([*line, "--out", f"one/{i}"]), lambda: False)
+        fork_gpt.run(config([*line, "--out", f"one/{i}"]), lambda: False)
         same(folder / f"one/{i}", folder / "cmp" / NAMES[i])
     learned = [line["groups"] for i in range(4) for line in metrics(folder / f"one/{i}")]
     assert sum(map(bool, learned)) > 8, "nothing was learned from: a weak test"
@@ -101,7 +109,7 @@ def test_the_record_is_that_of_the_runs(compared):
     assert len({path.read_bytes() for path in both}) == 1
     one = json.loads((folder / NAMES[0] / "summary.json").read_text())
     assert record["base"]["accuracy"] == one["test_accuracy_base"]
-    assert record["n_problems"] == len(fork_gpt.parse(SMALL).world().splits()["test"])
+    assert record["n_problems"] == len(countdown_of(config(SMALL)).splits()["test"])
     assert record["k"] == 1 and [arm["flags"] for arm in record["arms"]] == [
         "",
         "optimizer=sgd lr=0.5",
@@ -140,13 +148,13 @@ def test_ctrl_c_saves_every_child_and_says_how_to_go_on(compared, tmp_path):
     assert p.returncode == 130 and "Traceback" not in err and "failed" not in err
     assert "to continue: python fork_gpt.py --arms all,top --seeds=1" in err
     for log in logs:
-        saved = parallel.load(log.parent / "checkpoint.pt")["step"]
+        saved = weights.load(log.parent / "checkpoint.pt")["step"]
         assert saved == len(log.read_text().splitlines()) >= 2
-        assert "--resume cmp/" in Path(f"{log.parent}.log").read_text()
+        assert "to continue: python fork_gpt.py" in Path(f"{log.parent}.log").read_text()
     with open(tmp_path / "cmp/lock") as lock:  # free: no child is left
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with pytest.raises(parallel.UserError, match="cmp: runs of an earlier command are still"):
-            arms.work(arms.parse(["--arms=all"])[2], 1, tmp_path / "cmp", lambda: False)
+        with pytest.raises(files.UserError, match="cmp: runs of an earlier command are still"):
+            arms.work(planned("--arms=all")[2], 1, tmp_path / "cmp", lambda: False)
 
 
 def test_the_lock_lasts_as_long_as_any_child(tmp_path, monkeypatch):
@@ -155,9 +163,9 @@ def test_the_lock_lasts_as_long_as_any_child(tmp_path, monkeypatch):
     (tmp_path / "sleep.py").write_text("import time; time.sleep(60)")
     with open(tmp_path / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        child = arms.start(arms.Run("top", Config(out=str(tmp_path / "x")), ()), lock.fileno())
-    with pytest.raises(parallel.UserError, match="still at work"):
-        arms.work(arms.parse(["--arms=all"])[2], 1, tmp_path, lambda: False)
+        child = arms.start(Job("top", Config(out=str(tmp_path / "x")), ()), lock.fileno())
+    with pytest.raises(files.UserError, match="still at work"):
+        arms.work(planned("--arms=all")[2], 1, tmp_path, lambda: False)
     child.kill()
     child.wait()
     assert arms.work([], 1, tmp_path, lambda: False) == []
@@ -167,8 +175,8 @@ def test_the_lock_lasts_as_long_as_any_child(tmp_path, monkeypatch):
 
 
 def test_arms_become_command_lines():
-    out, jobs, runs = arms.parse(
-        "--steps 9 --arms=top,top\trho=0.1,bottom optimizer=sgd lr=5 --seeds 2 --jobs 3 --seed 7 "
+    out, jobs, runs = planned(
+        *"--steps 9 --arms=top,top\trho=0.1,bottom optimizer=sgd lr=5 --seeds 2 --jobs 3 --seed 7 "
         "--lr 1e-3".replace(" o", "\no")
         .replace(" l", "\nl")
         .split(" ")
@@ -181,27 +189,27 @@ def test_arms_become_command_lines():
     folder = str(out / "bottom-optimizer-sgd-lr-5-seed7")
     assert third == replace(first, keep="bottom", optimizer="sgd", lr=5.0, out=folder)
     for run in runs:
-        assert fork_gpt.parse(list(run.argv)) == run.config
+        assert config(list(run.argv)) == run.config
     assert out == Path("runs/arms-top-top-rho-0.1-bottom-optimizer-sgd-lr-5")
-    assert len(arms.parse(["--arms", "top"])[2]) == 3
-    assert arms.parse(["--arms", "top", "--threads", "999"])[1] == 1
+    assert len(planned("--arms", "top")[2]) == 3
+    assert planned("--arms", "top", "--threads", "999")[1] == 1
 
 
 WRONG = [
-    ("--arms tpo", "--arms 'tpo': argument --keep: invalid choice: 'tpo'"),
-    ("--arms top,", "--arms '': argument --keep"),
+    ("--arms tpo", "--arms 'tpo': --keep 'tpo': it must be a text, one of top"),
+    ("--arms top,", "--arms '': --keep ''"),
     ("--arms top_lr", "'lr' is not field=value"),
     ("--arms top_lrr=3", "--arms 'top lrr=3': 'lrr=3' is not field=value with one of rho, entropy"),
     ("--arms top_rho", "'rho' is not field=value"),
     ("--arms top_steps=3", "'steps=3' is not"),  # unequal training is no comparison
     ("--arms top_seed=3", "'seed=3' is not"),
-    ("--arms top_lr=x", "--arms 'top lr=x': argument --lr: invalid float value: 'x'"),
-    ("--arms top_rho=2", "--arms 'top rho=2': --rho 2.0 is out of range"),
-    ("--arms bottom_rho=1", "--rho 1.0 is out of range"),
+    ("--arms top_lr=x", "--arms 'top lr=x': --lr 'x': it must be a number"),
+    ("--arms top_rho=2", "--arms 'top rho=2': --rho 2.0: it must be a number, in (0, 1]"),
+    ("--arms bottom_rho=1", "--rho 1.0: it must be below 1 with --keep bottom"),
     ("--arms top,all,top", "'top' stands there twice"),
-    ("--arms top --seeds 0", "--seeds 0 is out of range"),
-    ("--arms top --seeds two", "argument --seeds: invalid int value: 'two'"),
-    ("--arms top --jobs -1", "--jobs -1 is out of range"),
+    ("--arms top --seeds 0", "--seeds 0: it must be an integer, at least 1"),
+    ("--arms top --seeds two", "--seeds 'two': it must be an integer"),
+    ("--arms top --jobs -1", "--jobs -1: it must be an integer, at least 0"),
     ("--arms", "argument --arms: expected one argument"),
     ("--arms top --keep all", "drop --keep"),
     ("--arms top --stepz 3", "--stepz"),
@@ -225,9 +233,11 @@ def test_a_wrong_command_is_one_line_before_anything_runs(
 def test_a_folder_of_another_comparison_is_refused(tmp_path):
     """Children would refuse one by one, in their logs."""
     line = ["--arms", "top", "--out", str(tmp_path)]
-    fork_gpt.open_run(arms.parse([*line, "--steps", "8"])[2][0].config)
-    with pytest.raises(parallel.UserError, match="--steps 8 there, 9 here"):
-        arms.parse([*line, "--steps", "9"])
+    first = planned(*line, "--steps", "8")[2][0]
+    fork_gpt.claim_folder(first.config)
+    first.path("metrics.jsonl").write_text("{}\n")
+    with pytest.raises(files.UserError, match="--steps 8 there, 9 here"):
+        planned(*line, "--steps", "9")
 
 
 # ---------------------------------------------------------------------------------- the numbers
@@ -321,7 +331,7 @@ def test_table_puts_the_paper_beside_only_its_own_arms():
         arm | dict(name="random", keep="random", difference=difference | dict(seeds=[1])),
     ]
     base = dict(accuracy=0.4, interval=[0.35, 0.45])
-    text = arms.table(dict(base=base, n_problems=381, k=4, arms=rows))
+    text = arms.comparison_table(dict(base=base, n_problems=381, k=4, arms=rows))
     assert text.startswith("Base model 0.400 [0.350, 0.450]; 381 test problems, 4 samples each.\n")
     cells = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()[2:9]]
     assert cells[2][0] == "all" and cells[2][-1] == "53.71 / 61.40 / 66.59" and cells[2][3] == ""
@@ -336,7 +346,7 @@ def test_table_puts_the_paper_beside_only_its_own_arms():
 
 def test_sgd_is_p_minus_lr_g_and_nothing_else():
     """No momentum over steps, and no decay, of matrices or norms."""
-    model = Transformer(ModelConfig(16, 1, 2, 1, 8, 24, 31)).init_weights()
+    model = Transformer(Shape(16, 1, 2, 1, 8, 24, 31)).init_weights()
     optimizer = pretrain.make_optimizer(model, 0.3, 0.1, 0.999, "sgd")
     generator = torch.Generator().manual_seed(0)
     for lr in (0.3, 0.2):
@@ -357,21 +367,22 @@ def test_sgd_resumes_bit_for_bit(compared, tmp_path, monkeypatch):
     line = [*SMALL, "--steps", "3", "--keep", "bottom", "--optimizer", "sgd", "--lr", "0.5"]
     calls = iter([False, True])
     with pytest.raises(KeyboardInterrupt):
-        fork_gpt.run(fork_gpt.parse([*line, "--out", "y"]), lambda: next(calls))
-    assert parallel.load(tmp_path / "y/checkpoint.pt")["step"] == 2
-    fork_gpt.run(fork_gpt.parse(["--resume", "y"]), lambda: False)
+        fork_gpt.run(config([*line, "--out", "y"]), lambda: next(calls))
+    assert weights.load(tmp_path / "y/checkpoint.pt")["step"] == 2
+    fork_gpt.run(config(["--resume", "y"]), lambda: False)
     same(compared[0] / "cmp" / NAMES[1], tmp_path / "y")
 
 
 @pytest.mark.parametrize("keep", ["top", "bottom"])
 def test_pool_overlap_is_counted_over_the_mini_batch(keep):
-    model = Transformer(ModelConfig(16, 2, 4, 2, 8, 24, 37)).init_weights()
+    model = Transformer(Shape(16, 2, 4, 2, 8, 24, 37)).init_weights()
     generator = torch.Generator().manual_seed(0)
     samples = generate(model, [[1, 2], [3], [4, 5], [6]], 1, 17, 0, generator=generator)
-    batch = Batch(samples, torch.tensor([1.0, -1.0, 0.5, 2.0]))
     c = replace(Config(), keep=keep, microbatch=1, pool="microbatch")
-    done = update(model, batch, c, None, first=True)
-    h, lengths = samples.entropy[samples.response], samples.lengths().tolist()
+    A, which = torch.tensor([1.0, -1.0, 0.5, 2.0]), list(range(4))
+    done = update(model, samples, A, which, c, None, first=True)
+    h, order = done.entropy, sum(samples.microbatches(which, 1), [])
+    lengths = [samples.lengths().tolist()[i] for i in order]
     wide = set(h.sort(descending=True).indices[: math.ceil(0.2 * len(h))].tolist())
     narrow, start = set(), 0
     for n in lengths:
@@ -380,7 +391,9 @@ def test_pool_overlap_is_counted_over_the_mini_batch(keep):
         start += n
     if keep == "bottom":
         narrow, wide = (set(range(len(h))) - s for s in (narrow, wide))
-    assert done["kept"] == len(narrow) and done["shared"] == len(narrow & wide) < len(narrow)
+    assert set(done.mask.nonzero()[:, 0].tolist()) == narrow
+    shared = columns([done], [1.0], c)["pool_overlap"]
+    assert shared == pytest.approx(len(narrow & wide) / len(narrow)) and shared < 1
     assert top_entropy(h, 0.2)[0].sum() == math.ceil(0.2 * len(h))
 
 
@@ -389,7 +402,7 @@ def test_pool_overlap_is_logged_where_two_pools_differ(compared, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     line = [*SMALL, "--steps", "3", "--eval-every", "0", "--pool", "microbatch", "--microbatch=40"]
     for keep in ("top", "random"):
-        fork_gpt.run(fork_gpt.parse([*line, "--keep", keep, "--out", keep]), lambda: False)
+        fork_gpt.run(config([*line, "--keep", keep, "--out", keep]), lambda: False)
     lines = metrics(tmp_path / "top")
     assert all(line.keys() == lines[0].keys() for line in lines)
     learned = [line["pool_overlap"] for line in lines if line["groups"]]

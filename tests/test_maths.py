@@ -18,10 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_qwen_tokenizer import train
-from tokenizer import qwen_tokenizer, word_tokenizer
 
-import tasks
-from tasks import MAX_LINE, TEMPLATES, MathProblem, Maths, read_problems, split_by_hash
+from tasks import maths
+from tasks.maths import MAX_LINE, TEMPLATES, MathProblem, Maths, read_problems, split_by_hash
+from tasks.tokenizer import qwen_tokenizer, word_tokenizer
 from verify import MODES, Scalar, normalize
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,13 +125,13 @@ BAD = [
     (b"<html>", "is no JSON at character 0"),
     (b"\xff\xfe{\x00", "is not UTF-8 at byte 0"),
     (b'{"problem": "caf\xe9", "answer": 1}', "is not UTF-8 at byte 16"),
-    (b"[" * 200_000, "recursion"),
+    (b"[" * 200_000, "nested too deep"),
     (b"1" * 5000, "4300 digits"),
     (b"x" * (MAX_LINE + 5), f"is longer than {MAX_LINE:,} bytes"),
     ([GOOD], "is no JSON object but [{"),
     ("text", "is no JSON object but 'text'"),
     (None, "is no JSON object but None"),
-    (b'{"problem": "A", "answer": 1, "answer": 2}', "a name twice"),
+    (b'{"problem": "A", "answer": 1, "answer": 2}', "a name stands twice"),
     ({}, "has none of problem, question, prompt"),
     ({"text": "A", "answer": 1}, "has none of problem, question, prompt, only ['text', 'answer']"),
     ({"problem": "A"}, "has none of answer, final_answer, gold, reward_model.ground_truth"),
@@ -261,7 +261,7 @@ VALUES = st.recursive(
     ),
     max_leaves=6,
 )
-NAMES = st.sampled_from([*tasks.QUESTIONS, *tasks.ANSWERS, *tasks.IDS, "solution", "label",
+NAMES = st.sampled_from([*maths.QUESTIONS, *maths.ANSWERS, *maths.IDS, "solution", "label",
                          "reward_model"])  # fmt: skip
 
 
@@ -603,10 +603,10 @@ def test_a_letter_is_no_number_though_it_is_one_inside(qwen):
     """Letters have rational values at three points: x is 7 at the first."""
     w, problem = world(qwen), MathProblem("Q", "7", "a")
     seven = Scalar((frozenset({((), Fraction(7))}),))
-    assert tasks._key(seven) == "7" and tasks._key(normalize("x")) != "7"
+    assert maths._key(seven) == "7" and maths._key(normalize("x")) != "7"
     at = [frozenset({((), Fraction(n))}) for n in (7, 8, 9)]
-    assert tasks._key(Scalar((at[0], at[1], at[1]))) != tasks._key(Scalar((at[0], at[1], at[2])))
-    assert w.answer(problem, "\\boxed{x}") == tasks._key(normalize("x"))
+    assert maths._key(Scalar((at[0], at[1], at[1]))) != maths._key(Scalar((at[0], at[1], at[2])))
+    assert w.answer(problem, "\\boxed{x}") == maths._key(normalize("x"))
 
 
 def test_a_vote_does_not_depend_on_the_order_of_terms(qwen):
@@ -621,7 +621,7 @@ def test_a_vote_does_not_depend_on_the_order_of_terms(qwen):
 def test_votes_are_the_same_in_every_process():
     """Python's hash of strings is seeded anew each time: a vote written to a file must not be."""
     code = (
-        "import tasks, verify; print([tasks._key(verify.normalize(a)) for a in"
+        "import verify; from tasks.maths import _key; print([_key(verify.normalize(a)) for a in"
         " ['\\\\sqrt{2}+\\\\sqrt{3}+x', 'x^2+y+z', '{a,b,c}', '(1,2)\\\\cup(3,\\\\infty)']])"
     )
     out = {
@@ -660,17 +660,12 @@ def test_gold_in_its_box_is_rewarded_for_every_problem_that_is_read(tmp_path, qw
 
 def test_the_command_shows_counts_splits_and_a_problem(tmp_path, capsys):
     path = write(tmp_path, GOOD, GOOD, {"problem": "B"})
-    assert tasks.main([str(path)]) == 2
+    assert maths.main([str(path)]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith(f"tasks: {path}, line 3: has none")
-    assert tasks.main([str(path), "--skip-bad"]) == 0
+    assert maths.main([str(path), "--skip-bad"]) == 0
     out, err = capsys.readouterr()
     assert err == "" and "3 lines, 1 bad, 1 duplicates; 1 problems" in out
     assert "1 train, 0 val, 0 test" in out
     assert "User:\nWhat is 1 + 1?\nPlease reason step by step, and put" in out
     assert "within \\boxed{}.\n\nAssistant:\n" in out and "(answer: 2; from a.jsonl)" in out
-
-
-def test_the_command_without_files_is_countdowns(capsys):
-    assert tasks.main([]) == 0
-    assert capsys.readouterr().out.count("use ") == 3

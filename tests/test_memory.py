@@ -11,36 +11,37 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
-import memory
 import pytest
 import torch
-from memory import GIB, check, kept_by_block, peaks, preflight
 
 import fork_gpt
-from fork_gpt import Config as Run
-from model import SIZES, Block, Config, attend, positions_of, rope
-from parallel import UserError
+from fork_gpt import Config
+from infra import memory
+from infra.files import UserError
+from infra.memory import GIB, kept_by_block, peaks, preflight
+from model import SIZES, Block, Shape, attend, positions_of, rope
 
-ROOT = Path(memory.__file__).parent
+ROOT = Path(__file__).resolve().parent.parent
 spec = importlib.util.spec_from_file_location("bench_memory", ROOT / "bench" / "memory.py")
 bench = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(bench)
 
 CPU = torch.device("cpu")
 ENV = os.environ | bench.MALLOC | dict(PYTHONPATH=str(ROOT))
-FEW = Run(oversample=1.0, updates=1, prompts=4, group=4, max_prompt=8)
+FEW = Config(oversample=1.0, updates=1, prompts=4, group=4, max_prompt=8)
 SHAPES = {
     "wide vocabulary, untied": (
-        Config(256, 2, 4, 2, 64, 512, vocab_size=40960, tie_embeddings=False),
+        Shape(256, 2, 4, 2, 64, 512, vocab_size=40960, tie_embeddings=False),
         replace(FEW, max_new=12, microbatch=80),
     ),
     "deep, bf16, recompute": (
-        Config(384, 10, 6, 3, 64, 1536, vocab_size=2048),
+        Shape(384, 10, 6, 3, 64, 1536, vocab_size=2048),
         replace(FEW, max_new=16, microbatch=128, dtype="bfloat16", recompute=True),
     ),
     "large KV cache": (
-        Config(64, 4, 4, 4, 128, 128, vocab_size=512),
+        Shape(64, 4, 4, 4, 128, 128, vocab_size=512),
         replace(FEW, group=16, max_prompt=188, max_new=4, microbatch=2048),
     ),
 }
@@ -49,7 +50,7 @@ SHAPES = {
 # ------------------------------------------------------------------ against what is really taken
 
 
-def kept_by_autograd(m: Config, dtype: torch.dtype, S: int = 64) -> int:
+def kept_by_autograd(m: Shape, dtype: torch.dtype, S: int = 64) -> int:
     """Bytes a token of the storages that a block saves for its backward pass, weights, input norm's
     scale and rotary tables aside."""
     block = Block(m).to(dtype)
@@ -73,7 +74,7 @@ def kept_by_autograd(m: Config, dtype: torch.dtype, S: int = 64) -> int:
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 @pytest.mark.parametrize("heads", ((4, 2), (2, 2), (6, 1)))
 def test_what_autograd_keeps_of_a_block_is_counted_exactly(heads, dtype):
-    m = Config(96, 1, *heads, 32, 160, vocab_size=32)
+    m = Shape(96, 1, *heads, 32, 160, vocab_size=32)
     assert kept_by_block(m, dtype.itemsize, fused=False) == kept_by_autograd(m, dtype)
 
 
@@ -103,7 +104,7 @@ def test_the_preflight_is_within_15_percent_of_the_measured_peak(name):
 def test_weights_optimizer_and_gradients_are_counted_in_closed_form():
     m = SIZES["Qwen3-0.6B"]
     n = 596_049_920
-    c = Run(max_new=2048, rows=64, dtype="bfloat16")
+    c = Config(max_new=2048, rows=64, dtype="bfloat16")
     parts = preflight(m, c, "cuda", longest=256)
     sizes = {k: parts[k] for k in ("weights", "bf16 copy", "optimizer", "gradients")}
     assert sizes == {"weights": 4 * n, "bf16 copy": 2 * n, "optimizer": 8 * n, "gradients": 4 * n}
@@ -112,7 +113,7 @@ def test_weights_optimizer_and_gradients_are_counted_in_closed_form():
 
 
 def test_recompute_keeps_the_blocks_inputs_alone():
-    m, c = SIZES["Qwen3-0.6B"], Run(max_new=2048, microbatch=8192, dtype="bfloat16")
+    m, c = SIZES["Qwen3-0.6B"], Config(max_new=2048, microbatch=8192, dtype="bfloat16")
     parts = preflight(m, replace(c, recompute=True), "cuda", 256)
     assert parts["activations"] == 28 * 8192 * 1024 * 2
     whole = preflight(m, c, "cuda", 256)
@@ -123,12 +124,19 @@ def test_recompute_keeps_the_blocks_inputs_alone():
 
 def test_measuring_may_sample_more_at_once_than_a_step():
     """The preflight of the small world counted 384 rows, and its test split samples 512."""
-    m, c = SIZES["tiny"], Run()
+    m, c = SIZES["tiny"], Config()
     few, many = (preflight(m, c, longest=10, measured=n)["KV cache"] for n in (0, 381))
     assert few == 2 * 3 * 384 * 32 * 170 * 4 and many == few * 512 // 384
 
 
 # ------------------------------------------------------------------ what it says
+
+
+def checked(shape: Shape, c: Config, device: torch.device, longest: int) -> str:
+    """`memory.check` of a model of this shape and prompts of so many tokens."""
+    model = SimpleNamespace(shape=shape, head_weight=SimpleNamespace(device=device))
+    world = SimpleNamespace(encode=lambda n: range(n))
+    return memory.check(model, world, dict(train=[3, longest], val=[1], test=[2]), c)
 
 
 def has(monkeypatch, free: float, total: float) -> None:
@@ -137,10 +145,10 @@ def has(monkeypatch, free: float, total: float) -> None:
 
 def test_a_table_by_part_and_phase_or_one_line_for_a_small_run(monkeypatch):
     has(monkeypatch, 20, 24)
-    small = check(SIZES["tiny"], Run(), CPU, 10)
+    small = checked(SIZES["tiny"], Config(), CPU, 10)
     assert re.fullmatch(r"memory: 0\.\d\d GiB at most, of 20.0 free on cpu", small)
-    m, c = SIZES["Qwen3-0.6B"], Run(max_new=1024, rows=32, dtype="bfloat16", recompute=True)
-    first, *rows = check(m, c, CPU, 300).splitlines()
+    m, c = SIZES["Qwen3-0.6B"], Config(max_new=1024, rows=32, dtype="bfloat16", recompute=True)
+    first, *rows = checked(m, c, CPU, 300).splitlines()
     cells = {re.split("  +", row.strip())[0]: row.split()[-2:] for row in rows}
     totals = peaks(preflight(m, c, CPU, 300))
     assert cells["together"] == [f"{x / GIB:.2f}" for x in totals.values()]
@@ -148,13 +156,13 @@ def test_a_table_by_part_and_phase_or_one_line_for_a_small_run(monkeypatch):
     assert f" {max(totals.values()) / GIB:.2f} GiB" in first and "fit" not in first
     assert rows[0].split() == ["GiB", "rollout", "update"]
     monkeypatch.setattr(memory, "room", lambda device: None)
-    assert "free" not in check(m, c, CPU, 300)
+    assert "free" not in checked(m, c, CPU, 300)
 
 
 @pytest.mark.parametrize("limit", (9, 12, 20, 80))
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
 def test_every_way_out_that_is_named_fits_and_half_the_change_does_not(limit, dtype):
-    m, c = SIZES["Qwen3-0.6B"], Run(max_new=2048, microbatch=16384, dtype=dtype)
+    m, c = SIZES["Qwen3-0.6B"], Config(max_new=2048, microbatch=16384, dtype=dtype)
     limit *= GIB
 
     def phase(name: str, **changes) -> int:
@@ -179,13 +187,13 @@ def test_every_way_out_that_is_named_fits_and_half_the_change_does_not(limit, dt
 
 
 def test_what_fits_only_when_others_have_gone_is_said_and_not_refused(monkeypatch):
-    m, c = SIZES["Qwen3-0.6B"], Run(max_new=1024, rows=64, dtype="bfloat16", recompute=True)
+    m, c = SIZES["Qwen3-0.6B"], Config(max_new=1024, rows=64, dtype="bfloat16", recompute=True)
     has(monkeypatch, 13, 24)
-    first = check(m, c, CPU, 300).splitlines()[0]
+    first = checked(m, c, CPU, 300).splitlines()[0]
     assert "of 13.0 free on cpu: not now; --rows " in first and first.endswith(" would fit")
     has(monkeypatch, 13, 13)
     with pytest.raises(UserError, match="it cannot fit; --rows .* would fit$") as e:
-        check(m, c, CPU, 300)
+        checked(m, c, CPU, 300)
     assert "\n" not in str(e.value)
 
 
@@ -195,7 +203,7 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_written(tmp_path, m
     argv = "--pretrain-steps 1 --device cpu --out here".split()
     assert fork_gpt.main(argv) == 2
     said = capsys.readouterr()
-    error = [line for line in said.err.splitlines() if line.startswith("fork_gpt:")]
+    error = [line for line in said.err.splitlines() if line.startswith("fork_gpt.py:")]
     assert len(error) == 1 and "cannot fit; no other flag is enough" in error[0]
     assert not Path("here").exists() and "Traceback" not in said.err
 

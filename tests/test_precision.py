@@ -7,22 +7,24 @@ import sys
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
-import pretrain
 import pytest
 import torch
 from test_memory import bench
-from test_model import peer, stream, tiny
+from test_model import all_logits, peer, stream, tiny
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 import fork_gpt
-import parallel
-from model import Config, Transformer, from_pretrained
-from parallel import UserError, compute_copy, copy_weights, loggers
+from infra.files import Clock, UserError, loggers
+from infra.weights import export, from_pretrained
+from model import Shape, Transformer
+from parallel import compute_copy, copy_weights
 from rollout import Sampling, generate, nucleus, sample
+from tasks.ask import open_model
+from tasks.pretrain import make_optimizer
 
 N_VOCAB = 4100
-SHAPE = Config(64, 2, 4, 2, 16, 128, vocab_size=4224)
+SHAPE = Shape(64, 2, 4, 2, 16, 128, vocab_size=4224)
 PROMPTS = [[5, 6, 7], [4099] * 9, [1, 2]]
 
 
@@ -45,8 +47,8 @@ def largest_dlogp(model: Transformer, how: Sampling) -> float:
     with torch.no_grad():
         logprobs, entropy = model(*samples.scored(), how.temperature)
     assert logprobs.dtype == entropy.dtype == torch.float32
-    assert_close(entropy, samples.entropy[samples.response], rtol=0, atol=0.05)
-    return (logprobs - samples.logprobs[samples.response]).abs().max().item()
+    assert_close(entropy, samples.entropy, rtol=0, atol=0.05)
+    return (logprobs - samples.logprobs).abs().max().item()
 
 
 # ------------------------------------------------------------------ sampler = trainer
@@ -84,7 +86,7 @@ def test_padding_rows_take_no_part_in_the_trainers_distribution():
     model, (tokens, cu) = padded().double(), stream()
     rows = torch.arange(20)
     logp, entropy = model(tokens, cu, rows, tokens[rows + 1], 0.7)
-    expected = (model.logits(tokens, cu)[:20, :N_VOCAB] / 0.7).log_softmax(-1)
+    expected = (all_logits(model, tokens, cu)[:20, :N_VOCAB] / 0.7).log_softmax(-1)
     assert_close(logp, expected.gather(-1, tokens[rows + 1][:, None])[:, 0])
     assert_close(entropy, -(expected.exp() * expected).sum(-1))
     logp.sum().backward()
@@ -141,7 +143,7 @@ def test_gradients_are_summed_in_fp32(tied):
 def test_the_copy_follows_the_master(tied):
     master = tiny(tied)
     policy = compute_copy(master, torch.bfloat16)
-    optimizer = pretrain.make_optimizer(master, 1e-2, 0.1, 0.999)
+    optimizer = make_optimizer(master, 1e-2, 0.1, 0.999)
     policy.recompute = True
     ids = [id(p) for p in policy.parameters()]
     for seed in range(3):
@@ -263,11 +265,7 @@ def test_the_nucleus_has_its_frequencies_and_is_what_is_recorded():
 # ------------------------------------------------------------------ resuming
 
 
-def state_of(model: Transformer, c: fork_gpt.Config) -> fork_gpt.State:
-    policy = compute_copy(model, getattr(torch, c.dtype))
-    policy.recompute = c.recompute
-    optimizer = pretrain.make_optimizer(model, c.lr, c.weight_decay, c.beta2)
-    return fork_gpt.State(model, policy, optimizer, seeded(c.seed), parallel.Clock())
+TIMING = ("seconds", "cpu_seconds", "rollout_tok_s", "update_tok_s")
 
 
 @pytest.mark.parametrize("tied", (True, False))
@@ -280,16 +278,17 @@ def test_a_bf16_run_resumes_bit_for_bit(tied, tmp_path):
     )  # fmt: skip
     problems = [torch.randint(0, 60, (3,), generator=seeded(i)).tolist() for i in range(12)]
     path = tmp_path / "checkpoint.pt"
-    straight = state_of(tiny(tied), c)
+    straight = fork_gpt.begin(tiny(tied), problems, c, Clock())
     for _ in range(2):
         fork_gpt.step(straight, bench.FixedWorld(), problems, c)
     straight.save(path)
-    resumed = state_of(tiny(tied, seed=7), c)  # everything else than it should be
+    other = tiny(tied, seed=7)  # everything is another than it should be
+    resumed = fork_gpt.begin(other, problems, c, Clock())
     resumed.load(path)
     lines = []
     for state in (straight, resumed):
         line = fork_gpt.step(state, bench.FixedWorld(), problems, c)
-        lines.append({k: v for k, v in line.items() if k not in fork_gpt.TIMING})
+        lines.append({k: v for k, v in line.items() if k not in TIMING})
     assert lines[0] == lines[1] and lines[0]["step"] == 3 and lines[0]["grad_norm"] > 0
     for kind in ("model", "policy"):
         a, b = (getattr(s, kind).state_dict() for s in (straight, resumed))
@@ -382,7 +381,7 @@ def test_the_export_is_what_transformers_loads(tmp_path):
         for p in trained.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=seeded(2)))
     out = tmp_path / "run" / "model"
-    parallel.export(trained, source, out, eos=66)
+    export(trained, source, out, eos=66)
     names = {*texts, "config.json", "model.safetensors"}
     assert {p.name for p in out.iterdir()} == names
     for name in texts:
@@ -399,10 +398,10 @@ def test_the_export_is_what_transformers_loads(tmp_path):
         assert prompt.tolist() + mine == text and len(text) > n
     # a run's own folder is a source too; what is there already stays
     again = tmp_path / "again"
-    parallel.export(tiny(seed=5), tmp_path / "run", again, 66)
+    export(tiny(seed=5), tmp_path / "run", again, 66)
     assert (again / "tokenizer.json").exists()
     before = (out / "model.safetensors").read_bytes()
-    parallel.export(tiny(seed=5), source, out, 66)
+    export(tiny(seed=5), source, out, 66)
     assert (out / "model.safetensors").read_bytes() == before
 
 
@@ -412,9 +411,9 @@ def test_a_failed_export_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("model.write_safetensors", full)
+    monkeypatch.setattr("infra.weights.write_safetensors", full)
     with pytest.raises(UserError, match="No space left") as e:
-        parallel.export(tiny(), tmp_path / "source", tmp_path / "out", 66)
+        export(tiny(), tmp_path / "source", tmp_path / "out", 66)
     assert "\n" not in str(e.value)
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
 
@@ -423,7 +422,7 @@ def qwen_folder(path, vocab_size: int):
     """A random model of `vocab_size` rows beside a tokenizer of 260 ids."""
     from test_qwen_tokenizer import train
 
-    model = Transformer(replace(tiny().config, vocab_size=vocab_size)).init_weights(seeded())
+    model = Transformer(replace(tiny().shape, vocab_size=vocab_size)).init_weights(seeded())
     peer(model).save_pretrained(path)
     made = train(0)
     made.save(str(path / "tokenizer.json"))
@@ -436,14 +435,14 @@ def test_a_published_folder_opens_with_its_padding_known(tmp_path):
     theirs, n_vocab = qwen_folder(tmp_path / "a", 320)
     assert n_vocab < 320
     for folder, dtype in ((tmp_path / "a", None), (tmp_path / "a", torch.bfloat16)):
-        model, tokenizer = parallel.open_model(folder, dtype=dtype)
+        model, tokenizer = open_model(folder, dtype=dtype)
         assert (model.n_vocab, tokenizer.n_vocab) == (n_vocab, n_vocab)
         assert model.head_weight.dtype == (dtype or torch.float32)
         assert torch.equal(model.head_weight, theirs.head_weight.to(model.head_weight.dtype))
         assert tokenizer.token(tokenizer.eos) == "<|im_end|>"
-    parallel.export(model, tmp_path / "a", tmp_path / "run" / "model", tokenizer.eos)
-    assert parallel.open_model(tmp_path / "run")[0].n_vocab == n_vocab
-    other = parallel.open_model(tmp_path / "a", eos="<|endoftext|>")[1]
+    export(model, tmp_path / "a", tmp_path / "run" / "model", tokenizer.eos)
+    assert open_model(tmp_path / "run")[0].n_vocab == n_vocab
+    other = open_model(tmp_path / "a", eos="<|endoftext|>")[1]
     assert other.token(other.eos) == "<|endoftext|>"
 
 
@@ -452,5 +451,5 @@ def test_what_cannot_be_opened_is_one_line(tmp_path):
     cases = {"nowhere": "no model there", "short": f"{n_vocab} tokens, but the model has 200 rows"}
     for name, why in cases.items():
         with pytest.raises(UserError, match=why) as e:
-            parallel.open_model(tmp_path / name)
+            open_model(tmp_path / name)
         assert str(tmp_path / name) in str(e.value) and "\n" not in str(e.value)

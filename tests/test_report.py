@@ -10,11 +10,10 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
-import figures
 import pytest
-import report
 
-from parallel import UserError
+from infra.files import UserError
+from study import figures, report
 
 HOSTILE = ["</script>", '"<b onclick=x>', "&amp;", "\n", "\x1b[31m", "\u202eltr", "\ud800", "'"]
 HOSTILE += ["🧮", "{{tally}}"]
@@ -550,11 +549,11 @@ def test_every_pair_of_text_and_ground_has_contrast(palette):
 def test_a_missing_section_says_why_and_how(tmp_path, data):
     rest = {k: v for k, v in data.items() if k != "during"}
     folder = save(
-        tmp_path, rest | dict(causal=dict(missing="takes minutes: python study.py X --all"))
+        tmp_path, rest | dict(causal=dict(missing="takes minutes: python -m study X --all"))
     )
     page = report.write(folder).read_text()
-    assert "data/during.json is not there; this makes it: python study.py" in page
-    assert "takes minutes: python study.py X --all" in page
+    assert "data/during.json is not there; this makes it: python -m study" in page
+    assert "takes minutes: python -m study X --all" in page
     assert page.count("Missing.") == 2
     assert not (folder / "figures" / "causal.svg").exists()
     found, _ = report.read(folder)
@@ -637,7 +636,7 @@ def test_damaged_data_is_one_line_and_writes_nothing(tmp_path, data, bad):
     folder = save(tmp_path, data)
     whole = json.dumps(data["causal"])
     (folder / "data" / "causal.json").write_text(whole.replace('"K": 16', f'"K": {bad}'))
-    with pytest.raises(UserError, match=r"causal\.json: .*; this makes it again: python study\.py"):
+    with pytest.raises(UserError, match=r"causal\.json: .*; this makes it again: python -m study"):
         report.write(folder)
     assert not (folder / "report.html").exists() and not (folder / "figures").exists()
 
@@ -648,13 +647,13 @@ def test_data_of_another_shape_is_one_line_and_keeps_the_old_page(tmp_path, data
     save(folder, dict(sparsity=dict(layers=[dict(name="x")])))
     assert report.main([str(folder)]) == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "not what this version of study.py writes" in err
+    assert err.count("\n") == 1 and "not what this version of the study writes" in err
     assert (folder / "report.html").read_text() == old
 
 
 def test_the_command_line(tmp_path, data, capsys):
     assert report.main([str(tmp_path)]) == 2
-    assert "has no findings: python study.py" in capsys.readouterr().err
+    assert "has no findings: python -m study" in capsys.readouterr().err
     assert report.main([]) == 2 and "usage" in capsys.readouterr().err
     assert report.main([str(save(tmp_path, dict(run=data["run"])))]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")

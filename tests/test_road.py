@@ -10,21 +10,20 @@ import sys
 import time
 from pathlib import Path
 
-import pretrain
 import pytest
 import torch
 import transformers
 from test_qwen_tokenizer import train
-from test_run import metrics
+from test_run import ROOT, metrics
 from torch.testing import assert_close
 
-import fork_gpt
-import parallel
-from model import from_pretrained
+from infra import weights
+from infra.weights import from_pretrained
 from rollout import Sampling, generate, pack
-from tasks import TEMPLATES, Maths, read_problems
+from tasks.ask import open_model
+from tasks.maths import TEMPLATES, Maths, read_problems
+from tasks.pretrain import make_optimizer
 
-ROOT = Path(fork_gpt.__file__).parent
 FLAGS = "--steps 3 --prompts 4 --group 4 --updates 2 --max-new 12 --microbatch 512 --rows 32"
 FLAGS += " --lr 1e-3 --eval-k 2 --eval-every 2 --save-every 1 --snapshot-every 1 --holdout 0.2"
 FLAGS = [*FLAGS.split(), "--data", "sums.jsonl", "--device", "cpu"]
@@ -62,9 +61,9 @@ def write_random(folder: Path) -> None:
 
 def teach_to_answer(folder: Path, data: Path, out: Path) -> None:
     """A random model never answers: a few steps teach it the form of an answer, any digit."""
-    model, tokenizer = parallel.open_model(folder, eos=TEMPLATES["boxed"].eos)
+    model, tokenizer = open_model(folder, eos=TEMPLATES["boxed"].eos)
     world, problems = Maths(tokenizer), read_problems([data])[0]
-    optimizer = pretrain.make_optimizer(model, 1e-2, 0.0, 0.95)
+    optimizer = make_optimizer(model, 1e-2, 0.0, 0.95)
     rng = random.Random(0)
     for _ in range(30):
         texts, rows, end = [], [], 0
@@ -80,7 +79,7 @@ def teach_to_answer(folder: Path, data: Path, out: Path) -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    parallel.export(model, folder, out, tokenizer.eos)
+    weights.export(model, folder, out, tokenizer.eos)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +120,7 @@ def test_transformers_loads_the_export_and_agrees(place):
     names = {p.name for p in exported.iterdir()}
     assert names >= {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
     theirs = transformers.AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32).eval()
-    model, tokenizer = parallel.open_model(place / "runs/x", eos="<|endoftext|>")
+    model, tokenizer = open_model(place / "runs/x", eos="<|endoftext|>")
     assert theirs.config.eos_token_id == tokenizer.eos
     world, problems = Maths(tokenizer), read_problems([place / "sums.jsonl"])[0]
     prompts = [world.encode(p) for p in problems[:3]]
@@ -129,14 +128,13 @@ def test_transformers_loads_the_export_and_agrees(place):
     text = TEMPLATES["boxed"].text.format(question=problems[0].question)
     assert fast(text)["input_ids"] == prompts[0]
     samples = generate(model, prompts, 4, 12, tokenizer.eos, generator=torch.Generator())
-    cu = samples.cu_seqlens.tolist()
-    for a, b in zip(cu[:-1], cu[1:], strict=True):
-        ids = samples.tokens[a:b]
+    for i in range(12):
+        one = samples.sequences([i])
+        ids, there = one.tokens, one.response[1:]
         with torch.no_grad():
             logits = theirs(ids[None]).logits[0, :-1, : tokenizer.n_vocab]
         logp = logits.log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
-        there = samples.response[a + 1 : b]
-        assert_close(logp[there], samples.logprobs[a + 1 : b][there], atol=1e-4, rtol=0)
+        assert_close(logp[there], one.logprobs, atol=1e-4, rtol=0)
     greedy = generate(model, prompts[:1], 1, 12, tokenizer.eos, Sampling(0.0)).responses()[0]
     whole = theirs.generate(torch.tensor(prompts[:1]), do_sample=False, max_new_tokens=12)
     assert whole[0, len(prompts[0]) :].tolist() == greedy
@@ -182,6 +180,6 @@ def test_bf16_trains_with_fp32_masters_and_says_how_far_the_sampler_is(place):
     exported = json.loads((place / "runs/h/model/config.json").read_text())
     assert exported["dtype"] == "bfloat16"
     assert (
-        parallel.load(place / "runs/h/checkpoint.pt")["model"]["model.norm.weight"].dtype
+        weights.load(place / "runs/h/checkpoint.pt")["model"]["model.norm.weight"].dtype
         == torch.float32
     )

@@ -1,28 +1,38 @@
 """Whole runs by the command line: what they leave, and that a kill anywhere loses nothing."""
 
 import json
+import math
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import pretrain
 import pytest
 import torch
 
 import fork_gpt
-import parallel
-from fork_gpt import TIMING
-from tasks import Countdown
+from infra import files, flags, weights
+from tasks import pretrain
+from tasks.countdown import Countdown
 
 ROOT = Path(__file__).resolve().parent.parent
 # a base that searches badly, and a world small enough to learn something in seconds
 SMALL = "--n-numbers 2 --max-number 6 --max-value 12 --pretrain-steps 120 --prompts 4 --group 4 "
 SMALL += "--max-new 24 --overlong 8 --eval-k 1 --eval-every 3 --save-every 2 --seed 5"
 SMALL = SMALL.split()
+
+
+# columns that the clock decides
+TIMING = ("seconds", "cpu_seconds", "rollout_tok_s", "update_tok_s")
+
+
+def config(argv: list[str]) -> fork_gpt.Config:
+    """The config of a command line."""
+    return fork_gpt.configure(flags.parse((fork_gpt.Config,), argv, "fork_gpt.py", ""))
 
 
 def command(*flags: str) -> list[str]:
@@ -51,7 +61,7 @@ def whole(tmp_path_factory) -> Path:
 
 def same(a: Path, b: Path) -> None:
     assert metrics(a) == metrics(b)
-    x, y = parallel.load(a / "checkpoint.pt"), parallel.load(b / "checkpoint.pt")
+    x, y = weights.load(a / "checkpoint.pt"), weights.load(b / "checkpoint.pt")
     assert x["position"] == y["position"] and torch.equal(x["generator"], y["generator"])
     for name, p in x["model"].items():
         assert torch.equal(p, y["model"][name]), name
@@ -82,8 +92,8 @@ def test_what_a_run_leaves(whole):
     low, high = summary["test_accuracy_interval"]
     assert low <= summary["test_accuracy"] <= high
     assert summary["cpu_seconds"] > 0
-    model, words = parallel.load_model(folder)
-    trained = parallel.load(folder / "checkpoint.pt")["model"]
+    model, words = weights.load_model(folder)
+    trained = weights.load(folder / "checkpoint.pt")["model"]
     assert all(torch.equal(p, trained[n]) for n, p in model.state_dict().items())
     assert set(words) >= {".", "use", "goal", "8"}
 
@@ -150,8 +160,8 @@ def test_a_signal_saves_and_says_how_to_resume(whole, tmp_path, number):
         time.sleep(0.05)
     p.send_signal(number)
     err = p.communicate(timeout=60)[1]
-    assert p.returncode == 130 and f"--resume {tmp_path}/y" in err and "Traceback" not in err
-    saved = parallel.load(tmp_path / "y/checkpoint.pt")["step"]
+    assert p.returncode == 130 and shlex.join(flags) in err and "Traceback" not in err
+    saved = weights.load(tmp_path / "y/checkpoint.pt")["step"]
     assert saved == len(metrics(tmp_path / "y")) >= 2
 
 
@@ -161,7 +171,7 @@ def test_stopping_in_pretraining_saves_there(tmp_path):
     calls = iter([False, False, False, True])
     with pytest.raises(KeyboardInterrupt):
         pretrain.pretrain(recipe, world, tmp_path / "p.pt", lambda: next(calls))
-    assert parallel.load(tmp_path / "p.pt")["step"] == 3
+    assert weights.load(tmp_path / "p.pt")["step"] == 3
     resumed, _ = pretrain.pretrain(recipe, world, tmp_path / "p.pt", lambda: False)
     for a, b in zip(straight.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -180,7 +190,7 @@ def here(whole, tmp_path, monkeypatch) -> Path:
     """An empty folder that has the cached base; signals of the test process left as they are."""
     (tmp_path / "runs").symlink_to(whole / "runs")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(parallel, "stop_on_signal", lambda: lambda: False)
+    monkeypatch.setattr(files, "stop_on_signal", lambda: lambda: False)
     return tmp_path
 
 
@@ -203,15 +213,15 @@ def test_corrupt_checkpoint(here, whole, capsys):
 def test_checkpoint_of_another_shape(here, whole, capsys):
     config = json.loads((whole / "runs/x/config.json").read_text())
     (here / "y").mkdir()
-    parallel.write_json(here / "y/config.json", config)
-    parallel.save(here / "y/checkpoint.pt", {"model": {"a": torch.zeros(2)}})
+    files.write_json(here / "y/config.json", config)
+    weights.save(here / "y/checkpoint.pt", {"model": {"a": torch.zeros(2)}})
     assert "y/checkpoint.pt does not belong" in fail_with(capsys, ["--resume", "y"])
 
 
 def test_config_with_an_unread_key(here, whole, capsys):
     config = json.loads((whole / "runs/x/config.json").read_text())
     (here / "y").mkdir()
-    parallel.write_json(here / "y/config.json", config | {"kl_coef": 0.1})
+    files.write_json(here / "y/config.json", config | {"kl_coef": 0.1})
     assert "kl_coef" in fail_with(capsys, ["--resume", "y"])
     (here / "y/config.json").write_text("[")
     assert "y/config.json" in fail_with(capsys, ["--resume", "y"])
@@ -222,8 +232,8 @@ def test_full_disk(here, capsys, monkeypatch):
         raise OSError(28, "No space left on device")
 
     flags = [*SMALL, "--steps", "2", "--out", "y"]
-    fork_gpt.open_run(fork_gpt.parse(flags))
-    monkeypatch.setattr(parallel.os, "fsync", full)
+    fork_gpt.claim_folder(config(flags))
+    monkeypatch.setattr(files.os, "fsync", full)
     line = fail_with(capsys, flags)
     assert "No space left" in line and "y/" in line
     assert not list((here / "y").glob("*.tmp")) and not list((here / "y").glob(".*"))
@@ -233,7 +243,7 @@ def test_loss_that_is_not_finite_stops_before_the_weights_are_touched(here, caps
     flags = [*SMALL, "--steps", "3", "--out", "y"]
     whole_update, stepped = fork_gpt.update, []
     monkeypatch.setattr(
-        fork_gpt, "update", lambda *a, **k: whole_update(*a, **k) | dict(loss=float("nan"))
+        fork_gpt, "update", lambda *a, **k: whole_update(*a, **k)._replace(loss=math.nan)
     )
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda *a, **k: stepped.append(1))
     line = fail_with(capsys, flags)
@@ -255,9 +265,9 @@ def test_full_disk_under_the_log(here, capsys, monkeypatch):
     def dumps(*args, **kw):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(fork_gpt, "json", SimpleNamespace(dumps=dumps, loads=json.loads))
+    monkeypatch.setattr(files, "json", SimpleNamespace(dumps=dumps, loads=json.loads))
     line = fail_with(capsys, [*SMALL, "--steps", "2", "--out", "y"])
-    assert "No space left" in line and "metrics.jsonl" in line
+    assert "a log: No space left" in line
 
 
 def test_config_with_a_wrong_type_or_word(here, whole, capsys):
@@ -265,22 +275,20 @@ def test_config_with_a_wrong_type_or_word(here, whole, capsys):
     config = json.loads((whole / "runs/x/config.json").read_text())
     (here / "y").mkdir()
     for bad, words in ((dict(keep="foo"), "--keep 'foo'"), (dict(steps="7"), "--steps '7'")):
-        parallel.write_json(here / "y/config.json", config | bad)
+        files.write_json(here / "y/config.json", config | bad)
         assert words in fail_with(capsys, ["--resume", "y"])
 
 
 def test_a_finished_run_says_what_it_found_again(here, whole):
     before = (whole / "runs/x/metrics.jsonl").read_bytes()
-    summary = fork_gpt.run(fork_gpt.parse(["--resume", "runs/x"]), lambda: False)
+    summary = fork_gpt.run(config(["--resume", "runs/x"]), lambda: False)
     assert (whole / "runs/x/metrics.jsonl").read_bytes() == before
     assert summary["keep"] == "top"
 
 
 @pytest.mark.parametrize("keep, share", [("bottom", 0.8), ("random", 0.2), ("all", 1.0)])
 def test_other_arms_keep_their_share(here, whole, keep, share):
-    fork_gpt.run(
-        fork_gpt.parse([*SMALL, "--steps", "7", "--keep", keep, "--out", "y"]), lambda: False
-    )
+    fork_gpt.run(config([*SMALL, "--steps", "7", "--keep", keep, "--out", "y"]), lambda: False)
     learned = [line for line in metrics(here / "y") if line["groups"]]
     assert learned
     for line in learned:

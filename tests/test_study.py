@@ -4,21 +4,27 @@ import json
 import math
 import random
 import re
-import sys
 from dataclasses import asdict, dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from test_model import all_logits
+from test_run import config
 
 import fork_gpt
-import parallel
-import study
-from model import Config, Transformer
+from infra import files, weights
+from model import Shape, Transformer, entropy_of
 from rollout import Rollout, Sampling, generate
-from study import Flags, Missing, Run, describe, distribution, entropy_by_token, interval, measure
-from tasks import Countdown
+from study import findings as study
+from study import report
+from study.findings import Flags, Missing, Run
+from tasks import ask, pretrain
+from tasks.ask import describe, distribution, entropy_by_token, interval, measure
+from tasks.countdown import Countdown
+
+THREE = fork_gpt.Config(eval_k=3, max_new=10)  # samples per problem
 
 
 def test_distribution_by_hand():
@@ -59,9 +65,9 @@ def test_interval_against_a_plain_bootstrap():
 def test_measure_and_describe():
     world = Countdown(2, 6, "+-*", 12)
     tokenizer, problems = world.tokenizer(), world.splits()["val"]
-    model = Transformer(Config(32, 1, 2, 1, 16, 64, vocab_size=tokenizer.n_vocab)).init_weights()
-    found, samples = measure(model, world, problems, 3, 10)
-    assert found == measure(model, world, problems, 3, 10)[0]  # always the same seed
+    model = Transformer(Shape(32, 1, 2, 1, 16, 64, vocab_size=tokenizer.n_vocab)).init_weights()
+    found, samples = measure(model, world, problems, THREE)
+    assert found == measure(model, world, problems, THREE)[0]  # always the same seed
     assert len(samples.finished) == 3 * len(problems)
     assert found["truncated"] == pytest.approx(1 - samples.finished.float().mean().item())
     text = describe("title", found, samples, tokenizer, floor=0)
@@ -87,9 +93,9 @@ def test_measure_grades_each_sample_against_its_own_problem(monkeypatch):
         on = torch.ones(len(tokens), dtype=torch.bool)
         return Rollout(tokens, cu, on, zero, zero, torch.ones(len(ids), dtype=torch.bool))
 
-    monkeypatch.setattr(study, "generate", answered)
-    model = Transformer(Config(32, 1, 2, 1, 16, 64, vocab_size=tokenizer.n_vocab))
-    found, samples = measure(model, world, problems, 3, 10)
+    monkeypatch.setattr(ask, "generate", answered)
+    model = Transformer(Shape(32, 1, 2, 1, 16, 64, vocab_size=tokenizer.n_vocab))
+    found, samples = measure(model, world, problems, THREE)
     assert found["accuracy"] == pytest.approx(sum(i % 4 for i in range(20)) / 60)
     assert found["truncated"] == 0
     words = re.findall(r"least forking   (.*)", describe("t", found, samples, tokenizer, floor=0))
@@ -102,7 +108,7 @@ def test_measure_grades_each_sample_against_its_own_problem(monkeypatch):
 def test_histogram_of_known_entropies():
     logits = torch.zeros(8, 4)  # four equally likely tokens: ln 4 nats
     logits[3:, 0] = 1e4  # a certain one: 0
-    h = study.entropy_of(logits.log_softmax(-1))
+    h = entropy_of(logits.log_softmax(-1))
     got = study.histogram(h, math.log(4), bins=4)
     assert got["counts"] == [5, 0, 0, 3]
     assert got["edges"] == pytest.approx([math.log(4) * i / 4 for i in range(5)])
@@ -111,14 +117,7 @@ def test_histogram_of_known_entropies():
     assert study.histogram(torch.zeros(3), 0.0, 2)["counts"] == [3, 0]
 
 
-def test_top_positions_and_overlap_against_sorting():
-    rng = random.Random(2)
-    for n in (1, 4, 5, 30, 101):
-        h = [rng.choice([0.0, 0.5, 1.0, rng.random()]) for _ in range(n)]
-        for rho in (0.1, 0.2, 1.0):
-            slow = sorted(range(n), key=lambda i: (-h[i], i))[: -(-round(rho * n * 10) // 10)]
-            got = study.top_positions(torch.tensor(h), rho).nonzero()[:, 0].tolist()
-            assert got == sorted(slow)
+def test_overlap_by_hand():
     a = torch.tensor([1, 1, 0, 0, 1, 1], dtype=torch.bool)
     b = torch.tensor([1, 0, 1, 1, 0, 1], dtype=torch.bool)
     assert study.overlap(a, b) == 0.5 and study.overlap(a, a) == 1 and study.overlap(a, ~a) == 0
@@ -236,12 +235,12 @@ class Coin(Countdown):
 
 
 WORLD = Coin(2, 12, "+-*", 30)
-SHAPE = Config(32, 1, 2, 1, 16, 48, vocab_size=WORLD.tokenizer().n_vocab)
+SHAPE = Shape(32, 1, 2, 1, 16, 48, vocab_size=WORLD.tokenizer().n_vocab)
 
 
 def tiny(seed: int = 0, **kw) -> Transformer:
     """Untrained, but not uniform: its likeliest token has a third of the probability."""
-    shape = Config(**asdict(SHAPE) | kw)
+    shape = Shape(**asdict(SHAPE) | kw)
     model = Transformer(shape).init_weights(torch.Generator().manual_seed(seed))
     with torch.no_grad():
         model.model.norm.weight *= 3
@@ -258,7 +257,7 @@ def test_rescoring_is_what_the_sampler_recorded():
     model = tiny()
     for T in (1.0, 0.7):
         s = sampled(model, n=9, T=T)  # 36 sequences: three blocks
-        recorded = s.entropy[s.response]
+        recorded = s.entropy
         assert torch.allclose(study.rescore(model, s, T), recorded, atol=1e-5)
 
 
@@ -271,9 +270,9 @@ def test_alternatives_against_the_whole_distribution():
         model.head_weight[model.n_vocab :] = 5 * model.head_weight[3]
     s = sampled(model, T=0.8)
     p, h, best, ids = study.alternatives(model, s, 5, 0.8)
-    assert torch.allclose(p, s.logprobs[s.response].exp(), atol=1e-5)
-    assert torch.allclose(h, s.entropy[s.response], atol=1e-5)
-    logits = model.logits(s.tokens, s.cu_seqlens)[s.response.nonzero()[:, 0] - 1]
+    assert torch.allclose(p, s.logprobs.exp(), atol=1e-5)
+    assert torch.allclose(h, s.entropy, atol=1e-5)
+    logits = all_logits(model, s.tokens, s.cu_seqlens)[s.response.nonzero()[:, 0] - 1]
     full = (logits[:, : model.n_vocab] / 0.8).softmax(-1)
     for row, q, i in zip(full.tolist(), best.tolist(), ids.tolist(), strict=True):
         slow = sorted(range(len(row)), key=lambda v: -row[v])[:5]
@@ -285,26 +284,24 @@ def test_anatomy_adds_up_to_the_gradient_of_the_first_update(monkeypatch):
     s = sampled(model, n=4, G=4, T=0.9)
     rewards = torch.randint(0, 2, (16,), generator=torch.Generator().manual_seed(0)).float()
     advantages = fork_gpt.group_advantages(rewards, 4)
-    h = s.entropy[s.response]
+    h = s.entropy
     masks = torch.stack([study.deciles(h) == d for d in range(10)])
     parts = study.gradients(model, s, advantages, masks, 4, 0.9)  # (10, 2, P)
-    batch = fork_gpt.Batch(s, advantages)
 
-    def updated(batch, **kw):
+    def updated(which, **kw):
         c = fork_gpt.Config(temperature=0.9, normalize="all", **kw)
         model.zero_grad()
-        fork_gpt.update(model, batch, c, None, first=True)
+        fork_gpt.update(model, s, advantages, which, c, None, first=True)
         return -torch.cat([p.grad.flatten() for p in model.parameters()])
 
-    full = updated(batch, keep="all")
+    full = updated(range(16), keep="all")
     assert full.norm() > 1e-3
     assert torch.allclose(parts.sum((0, 1)), full, atol=1e-6)
     if len(h) % 5 == 0:  # then the two highest deciles are exactly the top 20%
-        assert torch.allclose(parts[8:].sum((0, 1)), updated(batch, keep="top"), atol=1e-6)
+        assert torch.allclose(parts[8:].sum((0, 1)), updated(range(16), keep="top"), atol=1e-6)
     # the first half holds the even groups
-    even = batch.part([0, 1, 2, 3, 8, 9, 10, 11])
-    n_even = int(even.samples.response.sum())
-    half = updated(even, keep="all") * n_even / len(h)
+    even = [0, 1, 2, 3, 8, 9, 10, 11]
+    half = updated(even, keep="all") * int(s.lengths()[even].sum()) / len(h)
     assert torch.allclose(parts[:, 0].sum(0), half, atol=1e-6)
     # a large model's gradient is thinned, its norm estimated
     monkeypatch.setattr(study, "COORDINATES", len(full) // 4)
@@ -328,27 +325,27 @@ def make_run(folder, steps: int = 4, world=WORLD, shape=SHAPE, **kw) -> Run:
         **kw,
     )
     mine = {k: v for k, v in asdict(c).items() if k not in ("out", "resume")}
-    parallel.write_json(folder / "config.json", mine)
+    files.write_json(folder / "config.json", mine)
     model = tiny(**asdict(shape))
     generator = torch.Generator().manual_seed(9)
     log = []
     for step in range(steps + 1):
         if step % 2 == 0:
-            parallel.save_snapshot(folder, step, model)
+            weights.save_snapshot(folder, step, model)
         with torch.no_grad():
             for p in model.parameters():
                 p += 0.05 * torch.randn(p.shape, generator=generator)
         keys = "accuracy reward length truncated entropy entropy_kept entropy_dropped tau"
         line = dict.fromkeys((keys + " grad_norm kept_fraction").split(), step / 8)
         log.append(dict(step=step + 1) | line | (dict(val_accuracy=0.5) if step == 1 else {}))
-    model.load_state_dict(parallel.load(folder / "snapshots" / f"{steps:06}.pt")["weights"])
+    model.load_state_dict(weights.load(folder / "snapshots" / f"{steps:06}.pt")["weights"])
     if world is WORLD:
-        parallel.save_model(folder, model, world.tokenizer().words)
+        weights.save_model(folder, model, world.tokenizer().words)
     text = "".join(json.dumps(line) + "\n" for line in log[:steps])
-    parallel.write_atomic(folder / "metrics.jsonl", text.encode())
-    parallel.write_json(folder / "summary.json", dict(cpu_seconds=12.5))
+    files.write_atomic(folder / "metrics.jsonl", text.encode())
+    files.write_json(folder / "summary.json", dict(cpu_seconds=12.5))
     states = study.states_of(folder, steps, model)
-    return Run(folder, c, world, world.splits(), model, states)
+    return Run(folder, c, world, world.splits(), model, states=states)
 
 
 SMALL = Flags(all=True, problems=6, k=2, responses=3, positions=20, continuations=2)
@@ -379,7 +376,7 @@ def test_every_section_is_written(whole):
     assert d["cpu_seconds"] == 12.5 and d["n_test"] == 12 and "Countdown: 2 numbers" in d["world"]
     argv = d["command"].split()
     assert argv[:2] == ["python", "fork_gpt.py"]
-    again = asdict(fork_gpt.parse(argv[2:]))  # the command makes this run
+    again = asdict(config(argv[2:]))  # the command makes this run
     assert again == asdict(run.c) | dict(out=str(run.folder))
     d = data["training"]
     assert d["step"] == [1, 2, 3, 4] and d["tau"] == [0, 1 / 8, 2 / 8, 3 / 8]
@@ -390,8 +387,8 @@ def test_distribution_and_tokens_of_a_run(whole):
     run, data = whole
     for which, seed_state in (("base", 0), ("final", 4)):
         d, t = data["distribution"][which], data["tokens"][which]
-        found, s = measure(run.at(seed_state), WORLD, run.problems(), 2, 12, max_rows=64)
-        h = s.entropy[s.response]
+        found, s = measure(run.at(seed_state), WORLD, run.problems(), run.c)
+        h = s.entropy
         assert d["accuracy"] == found["accuracy"] and d["p80"] == distribution(h)["p80"]
         assert sum(d["histogram"]["counts"]) == d["n_tokens"] == len(h)
         by_token = {}
@@ -426,7 +423,7 @@ def test_traces_of_a_run(whole):
             text = tokenizer.decode(mine)
             assert r["correct"] == (WORLD.reward(problem, text) > 0)
             recorded = s.sequences([run.problems().index(problem) * 2])
-            recorded = recorded.entropy[recorded.response].tolist()
+            recorded = recorded.entropy.tolist()
             assert [t["h"] for t in r["tokens"]] == pytest.approx(recorded, abs=1e-4)
             assert r["finished"] == (mine[-1] == tokenizer.eos) and r["length"] == len(mine)
             for t in r["tokens"]:
@@ -469,8 +466,8 @@ def test_two_temperatures_of_a_run(whole):
     assert d["threshold_kind"] == "percentile 80" and d["n_problems"] == 6 and d["k"] == 2
     model, some = run.at("final"), run.problems()[:6]
     for i, t in ((2, 0.3), (4, 1.0), (6, 3.0)):
-        fork, _ = measure(model, WORLD, some, 2, 12, Sampling(1.0, d["threshold"], t), 64)
-        rest, _ = measure(model, WORLD, some, 2, 12, Sampling(t, d["threshold"], 1.0), 64)
+        fork, _ = measure(model, WORLD, some, run.c, Sampling(1.0, d["threshold"], t))
+        rest, _ = measure(model, WORLD, some, run.c, Sampling(t, d["threshold"], 1.0))
         for row, want in ((d["fork"][i], fork), (d["rest"][i], rest)):
             assert row["length"] == want["length"] and row["accuracy"] == want["accuracy"]
             assert [row["low"], row["high"]] == list(want["interval"])
@@ -510,7 +507,7 @@ def test_anatomy_takes_mixed_groups_and_their_own_advantages(monkeypatch, whole)
     assert torch.allclose(got["a"], fork_gpt.group_advantages(rewards, 4))
     right = rewards.view(-1, 4).sum(1)
     assert ((right > 0) & (right < 4)).all() and found["n_groups"] == len(right) < 6
-    h = got["s"].entropy[got["s"].response]
+    h = got["s"].entropy
     assert got["masks"][:10].sum(0).eq(1).all() and got["masks"][9].sum() >= len(h) // 10
     assert got["masks"][10].sum() == math.ceil(len(h) / 5)
     assert h[got["masks"][9]].min() >= h[got["masks"][:9].any(0)].max()
@@ -569,12 +566,14 @@ def test_continuations_are_graded_from_their_own_beginning(monkeypatch):
     starts = [encode(x) for x in ("try 3 + 2", "answer 3 + 2 .", "answer 3", "stop .", "no")]
     tails = ["stop .", "= 5 yes answer 3 + 2 .", "+ 2 .", "* 2 .", "answer 3 + 2 .", "3 3 3 3 ."]
 
-    def fixed(model, prompts, K, max_new, eos, how, generator, max_rows):
+    def fixed(model, prompts, K, max_new, *_):
         assert prompts == [encode(problem.prompt) + starts[i] for i in (0, 2, 4)]
         assert max_new == 7  # the shortest beginning has one token of eight
-        return SimpleNamespace(responses=lambda: [encode(t) for t in tails])
+        none = torch.zeros(0)
+        responses = [encode(t) for t in tails]
+        return SimpleNamespace(responses=lambda: responses, logprobs=none, entropy=none)
 
-    monkeypatch.setattr(study, "generate", fixed)
+    monkeypatch.setattr(ask, "generate", fixed)
     c = SimpleNamespace(max_new=8, rows=8)
     run = SimpleNamespace(c=c, world=world, model=None)
     got = study.continued(run, problem, starts, 2, None)
@@ -602,7 +601,7 @@ def test_causal_forces_the_likeliest_other_token(monkeypatch, whole):
         (kept, K2), (forced, K1) = calls[2 * b : 2 * b + 2]
         assert (K2, K1) == (6, 3) and kept == [ids[: i + 1] for i in range(len(ids))]
         tokens, cu, at, _ = one.scored()
-        logits = run.at("final").logits(tokens, cu)[at]
+        logits = all_logits(run.at("final"), tokens, cu)[at]
         logits[torch.arange(len(ids)), ids] = -torch.inf
         other = logits.argmax(-1).tolist()
         assert forced == [ids[:i] + [t] for i, t in enumerate(other)]
@@ -619,10 +618,11 @@ def test_a_model_with_one_token(tmp_path):
         tokenizer=lambda: one,
         encode=lambda p: [0],
         reward=lambda p, t: 0.0,
+        statements=lambda t: [],
         name=str,
         splits=lambda: dict(train=["a", "b"], val=[], test=list("abcdefg")),
     )
-    run = make_run(tmp_path, world=world, shape=Config(8, 1, 1, 1, 4, 8, vocab_size=1))
+    run = make_run(tmp_path, world=world, shape=Shape(8, 1, 1, 1, 4, 8, vocab_size=1))
     study.study(run, SMALL)
     data = read(tmp_path)
     assert {k for k, x in data.items() if "missing" in x} == {"anatomy", "causal"}
@@ -646,17 +646,17 @@ def test_no_correct_response_at_all(tmp_path):
 def test_without_all_the_slow_sections_say_what_makes_them(tmp_path):
     """And none of an earlier model stays behind."""
     run = make_run(tmp_path)
-    parallel.write_atomic(tmp_path / "data" / "causal.json", b'{"K": 8}')
+    files.write_atomic(tmp_path / "data" / "causal.json", b'{"K": 8}')
     study.study(run)
     data = read(tmp_path)
     for name in study.SLOW:
-        assert f"study.py {tmp_path} --all" in data[name]["missing"]
+        assert f"-m study {tmp_path} --all" in data[name]["missing"]
 
 
 @pytest.fixture
 def line(monkeypatch, capsys):
     """The command line with a page that is only named: its code, what it printed."""
-    monkeypatch.setitem(sys.modules, "report", SimpleNamespace(write=lambda f: f / "report.html"))
+    monkeypatch.setattr(report, "write", lambda f: f / "report.html")
 
     def go(*argv: str) -> tuple[int, str]:
         code = study.main([str(a) for a in argv])
@@ -668,7 +668,7 @@ def line(monkeypatch, capsys):
 
 
 def test_command_line_finds_what_the_run_had(tmp_path, line):
-    """`python study.py RUN` from the folder alone gives the bytes that the run itself wrote."""
+    """`python -m study RUN` from the folder alone gives the bytes that the run itself wrote."""
     run = make_run(tmp_path)
     run.world = Countdown(2, 12, "+-*", 30)
     study.study(run)
@@ -686,7 +686,7 @@ def test_a_run_that_was_interrupted(tmp_path, line, monkeypatch):
     with open(tmp_path / "metrics.jsonl", "a") as f:
         f.write('{"step": 5, "accu')
     base = tiny(0)
-    monkeypatch.setattr(fork_gpt.pretrain, "base_model", lambda *a: (base, {}))
+    monkeypatch.setattr(pretrain, "base_model", lambda *a: (base, {}))
     assert line(tmp_path, "--device", "cpu")[0] == 0
     data = read(tmp_path)
     assert data["during"]["steps"] == [0, 2] and data["run"]["cpu_seconds"] is None
@@ -707,9 +707,9 @@ def test_a_run_without_snapshots(tmp_path, line, monkeypatch):
         p.unlink()
     run.states = study.states_of(tmp_path, 4, run.model)
     study.study(run)
-    assert f"study.py {tmp_path}" in read(tmp_path)["sparsity"]["missing"]
+    assert f"-m study {tmp_path}" in read(tmp_path)["sparsity"]["missing"]
     base = tiny(0)
-    monkeypatch.setattr(fork_gpt.pretrain, "base_model", lambda *a: (base, {}))
+    monkeypatch.setattr(pretrain, "base_model", lambda *a: (base, {}))
     assert line(tmp_path, "--device", "cpu")[0] == 0
     data = read(tmp_path)
     assert data["during"]["steps"] == [0, 4] and 0 < data["sparsity"]["unchanged"] < 1
@@ -720,25 +720,25 @@ def test_a_run_without_snapshots(tmp_path, line, monkeypatch):
 
 
 def test_mistakes_are_one_line(tmp_path, line):
-    assert line() == (2, "study: name the run's folder first: python study.py runs/x")
+    assert line() == (2, "-m study: name the run's folder first: python -m study runs/x")
     code, text = line(tmp_path / "none")
-    assert code == 2 and "no run was started there" in text
+    assert code == 2 and "none/config.json: No such file" in text
     for flag, bad in (("--problems", 0), ("--continuations", 0), ("--percentile", 101.0)):
         code, text = line(tmp_path, flag, bad)
-        assert code == 2 and text.startswith(f"study: {flag} {bad} is out of range")
+        assert code == 2 and text.startswith(f"-m study: {flag} {bad}: it must be")
     assert line(tmp_path, "--nope", 1)[0] == 2
     make_run(tmp_path)
     (tmp_path / "snapshots" / "000002.pt").write_bytes(b"half")
     code, text = line(tmp_path, "--device", "cpu")
     assert code == 2 and "000002.pt is damaged" in text
-    parallel.save(tmp_path / "snapshots" / "000002.pt", dict(step=2, weights={}))
+    weights.save(tmp_path / "snapshots" / "000002.pt", dict(step=2, weights={}))
     code, text = line(tmp_path, "--device", "cpu")
     assert code == 2 and "the weights of step 2 do not fit" in text
 
 
 def test_a_padded_bf16_model_takes_the_same_road(tmp_path):
     """As a Qwen3 run: compute in bf16, matrices with rows that are no token's."""
-    shape = Config(**asdict(SHAPE) | dict(vocab_size=SHAPE.vocab_size + 15))
+    shape = Shape(**asdict(SHAPE) | dict(vocab_size=SHAPE.vocab_size + 15))
     run = make_run(tmp_path, shape=shape)
     run.model = run.model.bfloat16()
     run.model.n_vocab = SHAPE.vocab_size

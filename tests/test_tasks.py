@@ -16,8 +16,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import tasks
-from tasks import Countdown, Problem, arithmetic, evaluate
+from tasks import countdown
+from tasks.countdown import Countdown, Problem, value_of
 
 ROOT = Path(__file__).resolve().parent.parent
 WORLDS = [
@@ -59,7 +59,7 @@ def test_the_shares_of_the_splits_are_parameters():
 
 def test_splits_are_the_same_in_every_process():
     """An order taken from a set of strings, or the global random state, differs between runs."""
-    code = "import tasks; print(tasks.Countdown().splits())"
+    code = "from tasks.countdown import Countdown; print(Countdown().splits())"
     digests = set()
     for hash_seed in ("1", "2"):
         environment = os.environ | dict(PYTHONHASHSEED=hash_seed)
@@ -163,7 +163,7 @@ def python_value(text: str) -> tuple[Fraction, list[int]]:
 
 
 def check_trace(world: Countdown, problem: Problem, trace: str, attempts: int) -> tuple[int, bool]:
-    """Reads a trace word by word with no help from tasks.py: (finished tries, whether solved)."""
+    """Reads a trace word by word with no help from the world: (finished tries, whether solved)."""
     words = trace.split(" ")
     at = 0
 
@@ -257,8 +257,8 @@ def test_every_statement_of_a_trace_is_true(world, attempts, p_stop, skill):
         trace = world.trace(problem, rng, skill, attempts, p_stop)
         finished, found = check_trace(world, problem, trace, attempts)
         assert world.reward(problem, trace) == float(found)
-        assert all(arithmetic(trace))
-        assert len(list(arithmetic(trace))) == trace.split(" ").count("try")
+        assert all(world.statements(trace))
+        assert len(world.statements(trace)) == trace.split(" ").count("try")
         solved += found
         tries.append(finished)
     if skill == 1:  # the goal stays reachable, so the first finished try is right
@@ -448,8 +448,8 @@ def test_no_text_breaks_the_reward_or_the_parsers(text):
         if reward:
             answer = response.rpartition("answer ")[2].rstrip().removesuffix(".")
             assert python_value(answer) == (20, [3, 4, 8])
-    assert all(type(truth) is bool for truth in arithmetic(text))
-    parsed = evaluate(text)
+    assert all(type(truth) is bool for truth in WORLD.statements(text))
+    parsed = value_of(text)
     if parsed is not None:
         assert python_value(text) == parsed
 
@@ -498,25 +498,25 @@ def tree_text(tree, needed: int = 0) -> str:
 def test_evaluate_equals_pythons_fractions(tree):
     text, value = tree_text(tree), tree_value(tree)
     expected = None if value is None else (value, sorted(tree_numbers(tree)))
-    assert evaluate(text) == expected
-    assert evaluate(text.replace(" ", "")) == expected
+    assert value_of(text) == expected
+    assert value_of(text.replace(" ", "")) == expected
     if value is not None:
         assert python_value(text) == expected  # the printer itself
 
 
 def test_evaluate_has_limits():
-    assert evaluate("999999") == (999999, [999999])
-    assert evaluate("1000000") is None
-    assert evaluate("7".ljust(tasks.MAX_ANSWER)) == (7, [7])
-    assert evaluate("7".ljust(tasks.MAX_ANSWER + 1)) is None
-    deep = tasks.MAX_DEPTH
-    assert evaluate("(" * deep + "7" + ")" * deep) == (7, [7])
-    assert evaluate("(" * (deep + 1) + "7" + ")" * (deep + 1)) is None
+    assert value_of("999999") == (999999, [999999])
+    assert value_of("1000000") is None
+    assert value_of("7".ljust(countdown.MAX_ANSWER)) == (7, [7])
+    assert value_of("7".ljust(countdown.MAX_ANSWER + 1)) is None
+    deep = countdown.MAX_DEPTH
+    assert value_of("(" * deep + "7" + ")" * deep) == (7, [7])
+    assert value_of("(" * (deep + 1) + "7" + ")" * (deep + 1)) is None
 
 
-def test_arithmetic_says_which_statements_are_true():
+def test_a_world_says_which_statements_are_true():
     def truths(text: str) -> list[bool]:
-        return list(arithmetic(text))
+        return WORLD.statements(text)
 
     assert truths("try 4 * 3 = 12 left 12 8 goal 20 ; try 12 + 8 = 21 no stop .") == [True, False]
     assert truths("try 9 - 4 = 5 try 4 - 9 = 5 try 0 + 0 = 0") == [True, False, True]

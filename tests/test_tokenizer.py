@@ -5,9 +5,9 @@ import random
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizer import word_tokenizer
 
-from tasks import Countdown
+from tasks.countdown import Countdown
+from tasks.tokenizer import word_tokenizer
 
 WORLD = Countdown()
 TOKENIZER = WORLD.tokenizer()

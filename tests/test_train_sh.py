@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import fork_gpt
-from tasks import read_problems
+from infra.flags import parse
+from tasks.maths import read_problems
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE_GPU, SHARDED = ["qwen3-0.6b", "qwen3-1.7b"], ["qwen3-8b", "qwen3-14b", "qwen3-32b"]
@@ -41,7 +42,7 @@ def config(recipe, *more):
     done = train_sh(recipe, *more, DRY="1")
     assert (done.returncode, done.stderr) == (0, "")
     program, flags = done.stdout.split(" fork_gpt.py")
-    return program, fork_gpt.parse(shlex.split(flags))
+    return program, fork_gpt.configure(parse((fork_gpt.Config,), shlex.split(flags), "", ""))
 
 
 # ------------------------------------------------------------------ recipes

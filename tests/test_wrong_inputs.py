@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from test_road import write_random
 
 import fork_gpt
-import parallel
+from infra import files
 
 GOOD = [dict(problem=f"{a} + 4 = ?", answer=a + 4) for a in range(20)]
 
@@ -190,7 +190,7 @@ CASES = {
     "export in the way": (
         lambda h: (h / "run/model").mkdir(parents=True),
         ["--out", "run"],
-        ["run/model is there already"],
+        ["run holds files but no config.json"],
     ),
 }
 
@@ -207,7 +207,7 @@ def test_one_clear_line_and_nothing_left(case, here, capsys):
     argv = ["--model", "model", "--data", "d.jsonl", "--max-new", "8", "--device", "cpu", *flags]
     assert fork_gpt.main(argv) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and error.startswith("fork_gpt: ") and len(error) < 600, error
+    assert error.count("\n") == 1 and error.startswith("fork_gpt.py: ") and len(error) < 600, error
     assert all(word in error for word in words), error
     assert contents(here) == before
 
@@ -231,7 +231,7 @@ def test_the_evaluation_says_the_same(case, here, capsys):
 
 def test_a_run_goes_on_with_its_own_problems_only(here, capsys, monkeypatch):
     """After an edit of the file it went on, at its old place among other problems."""
-    monkeypatch.setattr(parallel, "stop_on_signal", lambda: lambda: True)  # after one step
+    monkeypatch.setattr(files, "stop_on_signal", lambda: lambda: True)  # after one step
     flags = "--model model --data d.jsonl --holdout 0 --prompts 1 --rounds 1 --group 2 --max-new 4"
     assert fork_gpt.main([*flags.split(), "--device", "cpu", "--out", "run"]) == 130
     assert fork_gpt.main(["--resume", "run"]) == 130
@@ -248,7 +248,7 @@ def test_a_full_gpu_is_one_line(monkeypatch, capsys):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.\nGPU 0 has")
 
     monkeypatch.setattr(fork_gpt, "run", full)
-    monkeypatch.setattr(parallel, "stop_on_signal", lambda: lambda: False)
+    monkeypatch.setattr(files, "stop_on_signal", lambda: lambda: False)
     assert fork_gpt.main([]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "out of memory" in error and "--microbatch" in error

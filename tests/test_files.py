@@ -1,0 +1,201 @@
+"""What outlives a process: atomic writes, checkpoints that come back or are refused."""
+
+import errno
+import io
+import json
+import os
+import pickle
+import random
+
+import pytest
+import torch
+
+from infra.files import UserError, write_atomic, write_json
+from infra.weights import load, load_model, save, save_model
+from model import Shape, Transformer
+
+STATE = dict(
+    weights=torch.arange(6.0).view(2, 3), step=3, lr=0.1, note="x", rng=torch.get_rng_state()
+)
+
+
+def assert_same(found: dict, expected: dict) -> None:
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        if torch.is_tensor(value):
+            assert found[key].dtype == value.dtype and torch.equal(found[key], value)
+        else:
+            assert found[key] == value
+
+
+def one_line(error: pytest.ExceptionInfo) -> str:
+    text = str(error.value)
+    assert text and "\n" not in text
+    return text
+
+
+# ------------------------------------------------------------------ checkpoints
+
+
+def test_save_and_load_round_trip(tmp_path):
+    path = tmp_path / "new" / "folder" / "x.pt"  # folders are made
+    save(path, STATE)
+    assert_same(load(path), STATE)
+    save(path, dict(step=4))
+    assert load(path) == dict(step=4)
+    assert os.listdir(path.parent) == ["x.pt"]
+
+
+def test_json_is_written_one_key_a_line(tmp_path):
+    write_json(tmp_path / "s.json", dict(a=1, b=[0.5, "x"]))
+    text = (tmp_path / "s.json").read_text()
+    assert text.endswith("}\n") and len(text.splitlines()) > 2
+    assert json.loads(text) == dict(a=1, b=[0.5, "x"])
+
+
+@pytest.mark.parametrize("broken", ("write", "fsync", "replace"))
+def test_a_full_disk_leaves_the_old_file_whole(broken, tmp_path, monkeypatch):
+    path = tmp_path / "x.pt"
+    save(path, STATE)
+    before = path.read_bytes()
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    class Full(io.FileIO):
+        def write(self, data):
+            super().write(bytes(data)[:100])  # some of it fits
+            full()
+
+    with monkeypatch.context() as m:
+        if broken == "write":
+            real = open
+
+            def half(file, mode="r", *rest, **more):
+                return Full(file, mode) if "w" in mode else real(file, mode, *rest, **more)
+
+            m.setattr("builtins.open", half)
+        else:
+            m.setattr(os, broken, full)
+        with pytest.raises(UserError) as error:
+            save(path, dict(step=4))
+    assert "x.pt" in one_line(error) and os.strerror(errno.ENOSPC) in one_line(error)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["x.pt"]
+
+
+def test_the_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    """Renamed before fsync, a power cut leaves an empty checkpoint where an old one was."""
+    done = []
+    real_fsync, real_replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append("fsync"), real_fsync(fd))[1])
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append("replace"), real_replace(a, b))[1])
+    write_atomic(tmp_path / "x", b"new")
+    assert (tmp_path / "x").read_bytes() == b"new"
+    assert done == ["fsync", "replace", "fsync"]  # the content, the name, the folder
+
+
+def test_a_second_ctrl_c_in_a_write_leaves_nothing(tmp_path):
+    """It left a hidden file of a checkpoint's size."""
+    write_atomic(tmp_path / "x", b"old")
+
+    def interrupted(f):
+        f.write(b"new")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(tmp_path / "x", interrupted)
+    assert os.listdir(tmp_path) == ["x"] and (tmp_path / "x").read_bytes() == b"old"
+
+
+def test_a_path_that_cannot_be_written_is_the_users_error(tmp_path):
+    """The clean-up of the temp file raised in its turn, and the user saw a traceback."""
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder" / "x.pt").mkdir(parents=True)
+    for path in (tmp_path / "file" / "x.pt", tmp_path / "folder" / "x.pt"):
+        with pytest.raises(UserError) as error:
+            save(path, STATE)
+        assert "x.pt" in one_line(error)
+    assert os.listdir(tmp_path / "folder") == ["x.pt"]
+
+
+class Code:
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+    def __init__(self, path: str):
+        self.path = path
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_missing_or_damaged_checkpoint_is_the_users_error(tmp_path):
+    """A damaged pickle raises anything: IndexError and struct.error came through as tracebacks."""
+    path = tmp_path / "x.pt"
+    save(path, STATE)
+    whole = path.read_bytes()
+    ruins = {f"cut at {n}": whole[:n] for n in (0, 1, 4, 100, len(whole) // 2, len(whole) - 1)}
+    ruins |= {"text": b"not a checkpoint\n", "zeros": bytes(1000), "zip": b"PK\x03\x04" + bytes(99)}
+    ruins |= {"short number": b"\x80\x02J\x01", "empty stack": b"\x80\x02."}
+    rng = random.Random(0)
+    ruins |= {f"noise {i}": rng.randbytes(rng.randrange(1, 400)) for i in range(60)}
+    ruins |= {f"pickle {i}": b"\x80\x02" + rng.randbytes(30) for i in range(60)}
+    for name, ruin in ruins.items():
+        path.write_bytes(ruin)
+        try:
+            with pytest.raises(UserError) as error:
+                load(path)
+        except Exception as e:
+            raise AssertionError(f"{name} ({ruin[:40]!r}) raised {e!r}") from e
+        assert "x.pt" in one_line(error), name
+    with pytest.raises(UserError, match="nowhere.pt") as error:
+        load(tmp_path / "nowhere.pt")
+    one_line(error)
+    with pytest.raises(UserError):
+        load(tmp_path)  # a folder
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    path, trace = tmp_path / "x.pt", tmp_path / "ran"
+    buffer = io.BytesIO()
+    torch.save(dict(step=Code(str(trace))), buffer)
+    for data in (pickle.dumps(Code(str(trace))), buffer.getvalue()):
+        path.write_bytes(data)
+        with pytest.raises(UserError) as error:
+            load(path)
+        one_line(error)
+        assert not trace.exists()
+    torch.load(path, weights_only=False)  # the trap works
+    assert trace.exists()
+
+
+@pytest.mark.parametrize("tied", (True, False))
+def test_a_model_comes_back_with_its_weights_and_words(tied, tmp_path):
+    model = Transformer(Shape(16, 2, 2, 1, 8, 24, 31, tied)).init_weights()
+    save_model(tmp_path / "run", model, ("one", "two"))
+    found, words = load_model(tmp_path / "run")
+    assert words == ["one", "two"] and found.shape == model.shape
+    assert_same(found.state_dict(), model.state_dict())
+
+
+def test_what_is_no_model_is_the_users_error(tmp_path):
+    model = Transformer(Shape(16, 1, 2, 1, 8, 24, 31))
+    save_model(tmp_path, model, ["x"])
+    good = load(tmp_path / "model.pt")
+    bad = [
+        dict(step=3),
+        {k: v for k, v in good.items() if k != "words"},
+        good | dict(config={}),
+        good | dict(config=good["config"] | dict(n_embd=17)),
+        good | dict(config=good["config"] | dict(unknown=1)),
+        good | dict(weights={}),
+        good | dict(weights=3),
+        [1, 2],
+    ]
+    for saved in bad:
+        save(tmp_path / "model.pt", saved)
+        with pytest.raises(UserError) as error:
+            load_model(tmp_path)
+        assert "model.pt" in one_line(error)
+    with pytest.raises(UserError, match="nowhere"):
+        load_model(tmp_path / "nowhere")

@@ -1,0 +1,230 @@
+"""One run cut over processes is the run of one process: mask, gradient, samples, checkpoints.
+
+The tests start `torchrun` on this very file; `work` below is what each process does.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import parallel  # noqa: E402
+from fork_gpt import Config, update  # noqa: E402
+from infra import files, weights  # noqa: E402
+from model import Shape, Transformer  # noqa: E402
+from rollout import Rollout, Sampling, generate  # noqa: E402
+from tasks.pretrain import make_optimizer  # noqa: E402
+
+SHAPE = Shape(32, 2, 4, 2, 8, 48, vocab_size=64)
+KINDS = product((1, 2, 4), (True, False))
+SHAPES = [replace(SHAPE, n_kv_head=k, tie_embeddings=tied) for k, tied in KINDS]
+BASE = Config(lr=1e-2, microbatch=60, rho=0.3)
+CASES = {keep: replace(BASE, keep=keep) for keep in ("bottom", "random", "all")}
+CASES["divided by all"] = replace(BASE, normalize="all", dual_clip=2.0)
+CASES["nothing kept on some rank"] = replace(BASE, rho=0.01)
+CASES["pool of a micro-batch"] = replace(BASE, pool="microbatch")
+JOBS = [("top", shape, BASE, range(11)) for shape in SHAPES]
+JOBS += [(name, SHAPE, c, range(11)) for name, c in CASES.items()]
+JOBS += [("one response: all ranks but one have none", SHAPE, BASE, [10])]
+
+# ---------------------------------------------------------------------- in every process
+
+
+def init(shape: Shape, dtype: torch.dtype = torch.float64) -> Transformer:
+    return Transformer(shape).init_weights(torch.Generator().manual_seed(0)).to(dtype)
+
+
+def samples_of(model: Transformer, n: int = 10) -> tuple[Rollout, torch.Tensor]:
+    """Answers of very different lengths, the last with a third of all tokens; advantages."""
+    out = generate(model, [[1, 2, 3], [4, 5]] * (n // 2), 1, 12, 0, seed=3)
+    long = generate(model, [[7, 8]], 1, 60, None, seed=3)
+    return Rollout.join([out, long]), torch.linspace(-1.3, 1.7, n + 1, dtype=torch.float64)
+
+
+def three_steps(model: Transformer, samples, advantages, which, c: Config) -> dict:
+    """Three updates with AdamW: what was kept, loss, norm, first gradient, last parameters."""
+    optimizer, ranks = make_optimizer(parallel.masters(model), c.lr, 0.1, 0.999), parallel.here()
+    out = dict(kept=[], loss=[], norm=[])
+    for u in range(3):
+        lots = torch.Generator().manual_seed(u)
+        done = update(model, samples, advantages, [*which], c, lots, first=u == 0)
+        kept = ranks.gather(done.number[done.mask].tolist())
+        out["kept"].append(sorted(x for part in kept for x in part))
+        out["loss"].append(sum(ranks.gather(done.loss)) / ranks.dp)
+        out["norm"].append(parallel.clip_gradients(model, 0.01))
+        if u == 0:
+            out["gradient"] = by_way_of(model, [p.grad for p in parallel.masters(model)])
+        optimizer.step()
+        optimizer.zero_grad()
+    return out | dict(parameters=parallel.state_of(model))
+
+
+@torch.no_grad()
+def by_way_of(model: Transformer, parts: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Whole tensors from the parts that ranks hold of them, put in the place of the weights."""
+    masters = parallel.masters(model)
+    kept = [p.clone() for p in masters]
+    for p, part in zip(masters, parts, strict=True):
+        p.copy_(part)
+    out = parallel.state_of(model)
+    for p, old in zip(masters, kept, strict=True):
+        p.copy_(old)
+    return out
+
+
+def differs(a: dict, b: dict) -> float:
+    """The largest difference of two dicts of tensors, each relative to its largest value."""
+    return max(((a[k] - b[k]).abs().max() / b[k].abs().max()).item() for k in b)
+
+
+def compare(found: dict, expected: dict) -> list[str]:
+    wrong = ["kept"] if found["kept"] != expected["kept"] else []
+    for k in ("loss", "norm"):
+        pairs = zip(found[k], expected[k], strict=True)
+        wrong += [k] * any(abs(x - y) > 1e-9 * abs(y) for x, y in pairs)
+    tensors = ("gradient", "parameters")
+    return wrong + [k for k in tensors if not differs(found[k], expected[k]) < 1e-9]
+
+
+def check_steps(ranks: parallel.Ranks, expected: list[dict]) -> list[str]:
+    """Every job of JOBS, cut up, against itself alone."""
+    wrong = []
+    for (name, shape, c, which), alone in zip(JOBS, expected, strict=True):
+        if c.pool == "microbatch" and ranks.dp > 1:
+            continue  # its pools are cut as memory is: another layout has others
+        whole = init(shape)
+        samples, advantages = samples_of(whole)
+        model = parallel.place_weights(whole, torch.float64)
+        found = three_steps(model, samples, advantages, which, c)
+        wrong += [f"{name}, {shape}: {k}" for k in compare(found, alone)]
+    return wrong
+
+
+def check_sampler(ranks: parallel.Ranks, alone: dict) -> list[str]:
+    """Sampled by the cut model in fp32: greedy text and log-probs as alone, one text on all tp
+    ranks; weights are let go of."""
+    whole = init(SHAPE, torch.float32)
+    torch.set_default_dtype(torch.float32)
+    model = parallel.place_weights(whole, torch.float32)
+    torch.set_default_dtype(torch.float64)
+    wrong = []
+    for how, expected in alone.items():
+        got = generate(model, [[1, 2, 3], [4, 5]], 3, 20, 0, how, seed=3)
+        if got.tokens.tolist() != expected.tokens.tolist():
+            wrong.append(f"text at {how.temperature}")
+        elif (got.logprobs - expected.logprobs).abs().max() > 1e-5:
+            wrong.append(f"log-probs at {how.temperature}")
+        if any(t.tolist() != got.tokens.tolist() for t in ranks.all(got.tokens, "tp")):
+            wrong.append("tp ranks drew different tokens")
+    if any(p.device.type != "meta" for p in model.skeleton.parameters()):
+        wrong.append("gathered weights were kept")
+    return wrong
+
+
+def tokens_of(ranks: parallel.Ranks) -> list[str]:
+    """Samples exchanged over dp come back in the order of the problems."""
+    mine = [torch.full((2 + ranks.dp_rank,), float(ranks.dp_rank)), torch.tensor([True, False])]
+    got = [[x.tolist() for x in parallel.gathered(t)] for t in mine]
+    want = [[float(r)] * (2 + r) for r in range(ranks.dp)], [[True, False]] * ranks.dp
+    return [] if tuple(got) == want else [f"gathered {got}"]
+
+
+def check_checkpoints(ranks: parallel.Ranks, folder: Path, last: str, name: str) -> list[str]:
+    """Go on from the checkpoint of another layout, exactly; one step; leave one of this layout."""
+    whole = init(SHAPE)
+    samples, advantages = samples_of(whole)
+    torch.nn.init.zeros_(next(whole.parameters()))  # the checkpoint says what it is
+    model = parallel.place_weights(whole, torch.float64) if ranks.mesh else whole
+    optimizer = make_optimizer(parallel.masters(model), 1e-2, 0.1, 0.999)
+    wrong, held = [], parallel.held(model, optimizer)
+    more = weights.load_checkpoint(folder / last / "000001", held) if last else dict(steps=0)
+    for p in optimizer.state.values():
+        p["step"].fill_(more["steps"])
+    if last:
+        expected = torch.load(folder / f"{last}.pt")
+        moments = {k: x for k, (_, x) in held.items()}
+        for k, x in expected["whole"].items():
+            place = held[k][0]
+            part = x[tuple(slice(a, a + n) for a, n in place)]
+            wrong += [f"{k} after {last}"] * (not torch.equal(part, moments[k]))
+    update(model, samples, advantages, [*range(11)], BASE, torch.Generator(), first=False)
+    parallel.clip_gradients(model, 1.0)
+    optimizer.step()
+    steps = dict(steps=more["steps"] + 1)
+    weights.save_checkpoint(folder / name, 1, held, steps, ranks.number, ranks.wait)
+    everything = {}  # in one piece, for the next layout to compare with
+    for kind in ("weight", "exp_avg", "exp_avg_sq"):
+        parts = [x.clone() for k, (_, x) in held.items() if k.split()[0] == kind]
+        everything |= {f"{kind} {k}": x for k, x in by_way_of(model, parts).items()}
+    if ranks.first:
+        torch.save(dict(whole=everything), folder / f"{name}.pt")
+    ranks.wait()
+    return wrong
+
+
+def work(tps: list[int], out: Path) -> None:
+    """One process: everything alone, then in each layout, which go on from each other."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    expected = []
+    for _, shape, c, which in JOBS:
+        samples, advantages = samples_of(init(shape))
+        expected.append(three_steps(init(shape), samples, advantages, which, c))
+    hows = Sampling(0.0), Sampling()
+    model = init(SHAPE, torch.float32)
+    torch.set_default_dtype(torch.float32)
+    alone = {how: generate(model, [[1, 2, 3], [4, 5]], 3, 20, 0, how, seed=3) for how in hows}
+    torch.set_default_dtype(torch.float64)
+    rank, wrong = int(os.environ["RANK"]), []
+    if rank == 0:
+        wrong += check_checkpoints(parallel.here(), out, "", "alone")
+    last = "alone"
+    device = torch.device("cpu")
+    with parallel.joined(1, device):
+        for tp in tps:
+            parallel.HERE = ranks = parallel.arranged(tp, device)
+            ranks.wait()
+            found = check_steps(ranks, expected) + check_sampler(ranks, alone) + tokens_of(ranks)
+            name = f"dp{ranks.dp}tp{ranks.tp}"
+            found += check_checkpoints(ranks, out, last, name)
+            wrong += [f"{name}: {x}" for x in found]
+            last = name
+    files.WRITES = True
+    if rank == 0:
+        wrong += check_checkpoints(parallel.here(), out, last, "again alone")
+    (out / f"{rank}.json").write_text(json.dumps(wrong))
+
+
+if __name__ == "__main__":
+    work([int(tp) for tp in sys.argv[1].split(",")], Path(sys.argv[2]))
+
+# ---------------------------------------------------------------------- the tests
+
+
+def torchrun(n: int, *argv: object, cwd: Path, **more) -> subprocess.Popen:
+    """`torchrun` with n processes of one thread each on this machine."""
+    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    module = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*module, "--nproc-per-node", str(n), *map(str, argv)]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, cwd=cwd, env=env, **pipes | more)
+
+
+@pytest.mark.parametrize("n, tps", [(2, "1,2"), (4, "1,2,4")])
+def test_every_layout_equals_one_process(n, tps, tmp_path):
+    """fp64, tied and untied, 1, 2 and 4 KV heads: the same mask; loss, norm, gradient and three
+    steps' parameters to 1e-9; the same samples; checkpoints that any layout continues."""
+    p = torchrun(n, __file__, tps, tmp_path, cwd=tmp_path)
+    out = p.communicate(timeout=600)[0]
+    assert p.returncode == 0, out
+    for rank in range(n):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [], rank
