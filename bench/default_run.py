@@ -29,6 +29,14 @@ SETTINGS = {  # name -> changes of the recipe, changes of the flags
     "micro skill 0.9": (dict(size="micro", skill=0.9), dict(steps=80)),
     "micro lr 3e-4": (MICRO, dict(steps=80, lr=3e-4)),
     "micro stop 0.1 lr 3e-4": (dict(size="micro", p_stop=0.1), dict(steps=80, lr=3e-4)),
+    "micro skill 0.9 stop 0.1 lr 3e-4": (
+        dict(size="micro", skill=0.9, p_stop=0.1),
+        dict(steps=80, lr=3e-4),
+    ),
+    "micro stop 0.1 attempts 12 lr 3e-4": (
+        dict(size="micro", p_stop=0.1),
+        dict(steps=80, lr=3e-4, attempts=12),
+    ),
     "micro centre lr 3e-4": (MICRO, dict(steps=80, lr=3e-4, centre="tokens")),
     "micro 192 tokens lr 3e-4": (MICRO, dict(steps=80, lr=3e-4, max_new=192)),
     "micro lr 6e-4": (MICRO, dict(steps=80, lr=6e-4)),
