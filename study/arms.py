@@ -12,10 +12,6 @@ what is finished, its study included, and resumes, bit for bit, what was stopped
 It leaves OUT/data/comparison.json, OUT/comparison.md and a page, OUT/report.html, that tells the
 comparison and all else of the first arm's first run.  CPU-seconds are those of the training steps.
 
-One rule for every comparison of runs: the runs of an arm, whatever their base and seed, scatter
-about its mean with one standard deviation that all arms share, pooled over them; intervals are 95%,
-Student's t.  Of a difference, "equal" means that its whole interval is within MARGIN of 0, "above"
-and "below" that it excludes 0, and fewer than three runs of an arm say nothing.
 """
 
 import json
@@ -26,7 +22,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +35,7 @@ from infra import files, flags, weights
 from infra.files import UserError
 from infra.flags import flag
 from study import report
+from study.stats import MARGIN, difference, pooled, student
 from tasks import pretrain
 from tasks.ask import countdown_of, recipe_of
 
@@ -50,7 +47,6 @@ OWN = (
 ).split()
 # the paper's means of six benchmarks in %, one run each of Qwen3 8B / 14B / 32B Base
 PAPER = {"all": "53.71 / 61.40 / 66.59", "top": "54.23 / 64.39 / 70.69", "bottom": "curve: drops"}
-MARGIN = 0.02  # accuracies closer than this are called equal
 HEAD = "arm|test accuracy|each run|minus all||length|truncated|arithmetic|CPU-seconds|the paper"
 NOTES = """
 Intervals are 95%: Student's t, the standard deviation pooled over arms, bases and seeds (of one run, and of the base: over
@@ -199,41 +195,6 @@ def progress(run: Job) -> str:
 
 
 # ---------------------------------------------------------------------- the numbers
-
-
-def student(df: int) -> float:
-    """The 97.5% point of Student's t with `df` degrees of freedom.
-
-    t = sqrt(df) tan(a), where the density of the angle a is proportional to cos(a)^(df - 1)."""
-    angle = np.linspace(0, np.pi / 2, 100_001)
-    density = np.cos(angle) ** (df - 1)
-    mass = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
-    return math.sqrt(df) * math.tan(np.interp(0.95, mass / mass[-1], angle))
-
-
-def pooled(arms: list[Sequence[float]]) -> tuple[float, int]:
-    """A value a run, by arm -> (their standard deviation about their arm's mean, its degrees of
-    freedom); (nan, 0) where no arm has two runs."""
-    df = sum(len(x) - 1 for x in arms)
-    squares = sum(np.var(x) * len(x) for x in arms)
-    return (math.sqrt(squares / df), df) if df else (math.nan, 0)
-
-
-def difference(
-    arm: Sequence[float], other: Sequence[float], sd: float, df: int, margin: float = MARGIN
-) -> dict:
-    """The values of two arms' runs -> their means' difference, its 95% interval and, from three
-    runs of each on, the word for it."""
-    d = float(np.mean(arm) - np.mean(other))
-    half = student(df) * sd * math.sqrt(1 / len(arm) + 1 / len(other)) if df else math.nan
-    if min(len(arm), len(other)) < 3:
-        word = "too few runs"
-    elif abs(d) + half < margin:
-        word = "equal"
-    else:
-        word = "undecided" if abs(d) <= half else "above" if d > 0 else "below"
-    ends = (d - half, d + half) if df else (None, None)
-    return dict(mean=d, low=ends[0], high=ends[1], verdict=word)
 
 
 def curve(logs: list[list[dict]]) -> dict[str, list]:

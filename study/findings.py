@@ -33,6 +33,7 @@ from infra.files import UserError
 from infra.flags import flag
 from model import NEVER, Transformer, at_least_fp32, entropy_of
 from rollout import Rollout, Sampling
+from study.stats import deciles, shares
 from tasks.ask import (
     PERCENTILES,
     World,
@@ -82,30 +83,6 @@ def change_by_bin(base: Tensor, final: Tensor, bins: int = 20) -> list[dict[str,
         bounds = dict(low=float(edges[i]), high=float(edges[min(i + 1, len(edges) - 1)]))
         out.append(bounds | dict(base=b, final=f, change=f - b, n=int(mine.sum())))
     return out
-
-
-def deciles(x: Tensor) -> Tensor:
-    """x (n,) -> (n,) int64, 0 for the lowest tenth to 9 for the highest, ties by position."""
-    x = x.cpu()
-    rank = torch.empty(len(x), dtype=torch.long)
-    rank[x.argsort(stable=True)] = torch.arange(len(x))
-    return rank * 10 // max(len(x), 1)
-
-
-def shares(
-    x: np.ndarray, group: np.ndarray, cluster: np.ndarray, n: int, cumulate: bool = False
-) -> np.ndarray:
-    """x (N,) of tokens in groups 0..n-1 -> (3, n): each group's share of the sum, and its 95%
-    bootstrap interval, drawing whole clusters (problems of the same numbers share their luck).
-    `cumulate`: shares of the groups up to each."""
-    _, of = np.unique(cluster, return_inverse=True)
-    sums = np.zeros((of.max() + 1, n))
-    np.add.at(sums, (of, group), x)
-    draws = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), 2000)
-    drawn = np.concatenate([np.ones((1, len(sums))), draws]) @ sums  # (1 + 2000, n)
-    found = drawn / drawn.sum(1, keepdims=True)
-    found = found.cumsum(1) if cumulate else found
-    return np.concatenate([found[:1], np.percentile(found[1:], (2.5, 97.5), axis=0)])
 
 
 def compare_gradients(halves: Tensor, full: Tensor) -> dict[str, float]:

@@ -31,8 +31,8 @@ import fork_gpt
 from fork_gpt import Config, top_entropy
 from infra import files, weights
 from infra.files import UserError
-from study.arms import difference, pooled
 from study.findings import alternatives
+from study.stats import difference, pooled, spearman
 from tasks.ask import distribution, measure, open_task
 from tasks.countdown import KINDS, Countdown
 from tasks.pretrain import Pretrain, base_model
@@ -329,16 +329,6 @@ def decided() -> list[dict]:
                 row["arms"][a]["minus_top"] = difference(test[a], test["top"], sd, df)
         out.append(row)
     return out
-
-
-def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """Rank correlation, ties at their mean rank."""
-
-    def ranks(values: Sequence[float]) -> np.ndarray:
-        _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
-        return (counts.cumsum() - (counts - 1) / 2)[index]
-
-    return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
 
 
 def correlation(cells: list[dict]) -> dict:
