@@ -19,7 +19,7 @@ import torch
 from infra.files import UserError
 from model import HEAD_CHUNK, Shape, Transformer, count_parameters
 
-BOTH = ("weights", "bf16 copy", "optimizer", "samples")
+BOTH = ("weights", "bf16 copy", "frozen base", "optimizer", "samples")
 PHASES = dict(
     rollout=(*BOTH, "gathered", "KV cache", "decoding"),
     update=(*BOTH, "blocks", "gradients", "activations", "backward"),
@@ -90,7 +90,8 @@ def preflight(
     batch = math.ceil(c.prompts / c.updates) * c.group * length  # of all ranks
     tokens = min(max(c.microbatch, length), math.ceil(batch / dp))
     responses = tokens * c.max_new // length
-    share = dict(top=c.rho, random=c.rho, bottom=1 - c.rho, all=1.0)[c.keep]
+    rho = max(c.rho, c.rho_end)
+    share = dict(top=rho, random=rho, bottom=1 - c.rho).get(c.keep, 1.0)
     chunk = max(1, HEAD_CHUNK // V)
     rows, scored = min(math.ceil(share * responses), chunk), min(responses, chunk)
     block = tokens * kept_by_block(m, e, cuda)
@@ -109,11 +110,12 @@ def preflight(
     layer = (n - V * D * (2 - m.tie_embeddings)) // m.n_layer
     root = V * D * (2 - m.tie_embeddings)
     blocks = root * e + 2 * layer * e + max(root, layer) * (e + 4) if ranks else 0
-    prepass = c.updates > 1 and c.entropy == "current" and c.keep in ("top", "bottom")
+    prepass = c.updates > 1 and c.entropy != "rollout" and c.keep in ("top", "bottom")
     passes = 12 * scored * V * prepass - 4 * n // dp  # before any gradient
     return {
         "weights": 4 * n // dp,
         "bf16 copy": e * n * copied,
+        "frozen base": e * n * (c.entropy == "base"),
         "optimizer": 8 * n // dp * (c.optimizer == "adamw"),
         # while they are drawn; afterwards all of them are in the host's memory
         "samples": requests * (16 * c.max_new // dp + 34 * length * (not cuda)),
