@@ -18,19 +18,15 @@ entropies, threshold, mask, clipped surrogate on the kept tokens only -> AdamW -
 Where the sources disagree, this is what we do:
 - The denominator is the number of *kept* tokens of the optimizer step (paper v2 and its code);
   `--normalize all` divides by all response tokens (v1, TRL).
-- The entropy is the current policy's, at the sampling temperature; `--entropy rollout` takes the
-  sampler's for every update.
-- The threshold is taken over the whole mini-batch of the optimizer step; `--pool microbatch` has
-  the released code's scope.
-- Exactly ceil(rho N) tokens are kept, ties by position: `>= quantile` would keep everything when
-  entropies tie.
+- The entropy is the current policy's, at the sampling temperature; the threshold is taken over the
+  whole mini-batch; `--entropy rollout` and `--pool microbatch` (the released code) differ.
+- Exactly ceil(rho N) tokens are kept: `>= quantile` would keep everything when entropies tie.
 - Advantages are z-scored with the unbiased std and 1e-6 added to it, the overlong penalty being
   inside the reward; a group is kept or dropped by correctness, before that penalty (DAPO).
 - No KL term and no entropy bonus, as in the paper.
 
 Master weights, gradients and AdamW are fp32, log-probs and entropies too; `--dtype bfloat16`
-samples and computes with a bf16 copy, cast anew after every optimizer step, whose gradients are
-added to the fp32 ones as each appears.
+samples and computes with a bf16 copy, cast anew after every optimizer step.
 """
 
 import copy
@@ -41,34 +37,21 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import parallel
-from infra import files, flags, memory, weights
+from infra import checkpoint, files, flags, memory, weights
 from infra.files import UserError
 from infra.flags import flag
 from infra.plan import Plan, plan
 from model import Transformer
-from rollout import Rollout, Sampling
-from tasks.ask import (
-    World,
-    ask,
-    by_kind,
-    countdown_of,
-    draw,
-    kinds_of,
-    measure,
-    open_model,
-    open_task,
-    recipe_of,
-    seed_of,
-    show,
-)
+from rollout import Rollout, Sampling, uniform
+from tasks import ask as asking
+from tasks.ask import World, ask, draw, measure, open_task, seed_of, show
 from tasks.countdown import KINDS
 from tasks.pretrain import make_optimizer
 
@@ -89,7 +72,6 @@ class Config:
     recompute: bool = flag(False, "activation checkpointing: a third more compute, less memory")
     rows: int = flag(512, "responses sampled at a time; each has its KV cache", "[1, inf)")
     microbatch: int = flag(2048, "tokens at a time; changes speed and memory alone", "[1, inf)")
-
     model: str = flag("", "published Qwen3 folder to train, or a small-world run", group="model")
     data: str = flag("", "mathematics problems, JSONL or parquet, by commas", needs="model")
     template: str = flag("boxed", "how they are put", "boxed answer chat think", needs="data")
@@ -97,14 +79,12 @@ class Config:
     max_prompt: int = flag(2048, "tokens; longer problems are dropped", "[1, inf)", needs="data")
     holdout: float = flag(0.02, "share for validation, and for test", "[0, 0.5]", needs="data")
     skip_bad: bool = flag(False, "leave out malformed lines instead of stopping", needs="data")
-
     keep: str = flag("top", "whose gradient counts", "top bottom random all " + NAMES, group="mask")
     rho: float = flag(0.2, "share of top, random; bottom has the rest", "(0, 1]", needs=PART)
     rho_end: float = flag(0.0, "rho moves there over half the steps; 0: not", "[0, 1]", needs=PART)
     entropy: str = flag("current", "whose rank", "current rollout base", needs="keep top bottom")
     pool: str = flag("minibatch", "that a share is taken of", "minibatch microbatch", needs=PART)
     normalize: str = flag("kept", "the loss is divided by this count of tokens", "kept all")
-
     steps: int = flag(54, "rollouts", "[1, inf)", group="step")
     prompts: int = flag(32, "groups trained on per rollout", "[1, inf)")
     group: int = flag(8, "responses per prompt", "[2, inf)")
@@ -112,7 +92,6 @@ class Config:
     oversample: float = flag(1.5, "problems drawn per group still missing, each round", "[1, inf)")
     rounds: int = flag(2, "rounds of dynamic sampling at most", "[1, inf)")
     max_new: int = flag(160, "response tokens at most", "[1, inf)")
-    centre: str = flag("group", "tokens: the advantages' mean over tokens is 0", "group tokens")
     overlong: int = flag(0, "last tokens with a soft penalty (DAPO: 4096); 0 is off", "[0, inf)")
     temperature: float = flag(1.0, "of samples, log-probs and entropies alike", "[0, inf)")
     clip_low: float = flag(0.2, "lower clip of the ratio", "(0, 1)")
@@ -126,7 +105,6 @@ class Config:
     weight_decay: float = flag(0.1, "on matrices", "[0, inf)", needs="optimizer adamw")
     beta2: float = flag(0.999, "AdamW's; beta1 is 0.9", "[0, 1)", needs="optimizer adamw")
     grad_clip: float = flag(1.0, "gradient norm at most", "[0, inf)")
-
     size: str = flag("tiny", "base model, a name of model.py", group="world", needs="no model")
     pretrain_steps: int = flag(3200, "of the base model", "[1, inf)", needs="no model")
     base_seed: int = flag(0, "of the base model", "[0, 1e18)", needs="no model")
@@ -137,7 +115,6 @@ class Config:
     attempts: int = flag(6, "failures after which a base trace stops", "[1, inf)", needs="no data")
     filler_share: float = flag(0.0, "share of filler words", "[0, 0.57]", needs="no data")
     filler_entropy: float = flag(0.69, "nats of each", "(0, 2.07]", needs="filler_share")
-
     save_every: int = flag(10, "steps between checkpoints", "[1, inf)", group="measuring")
     eval_every: int = flag(30, "steps between looks at validation; 0 is never", "[0, inf)")
     eval_k: int = flag(4, "samples per problem when measuring", "[1, inf)")
@@ -168,21 +145,21 @@ def top_entropy(
 
 
 def keep_mask(
-    c: Config, entropy: Tensor, lot: Tensor, kinds: Tensor, number: Tensor, N: int | None
+    c: Config, entropy: Tensor, kinds: Tensor, number: Tensor, N: int | None, lots: int
 ) -> tuple[Tensor, float]:
     """Which of the pool's response tokens carry the gradient: (mask (n,) bool, tau in nats, 0 where
-    no threshold decides).  `lot` (n,) in [0, 1), `kinds` (n,) of KINDS; the rest as in
-    `top_entropy`.
+    no threshold decides).  `kinds` (n,) of KINDS, `lots` a seed; the rest as in `top_entropy`.
 
     top: the ceil(rho N) of highest entropy; bottom: all the others (the paper's "bottom 80%");
     random: ceil(rho N) by lot, the control that the paper lacks; all: everything, plain DAPO; a
     kind: the tokens that the small world's grammar takes for it.
     """
-    if c.keep in KINDS:
-        return kinds == KINDS.index(c.keep), 0.0
     if c.keep == "all":
         return torch.ones_like(entropy, dtype=torch.bool), 0.0
-    if c.keep == "random":
+    if c.keep in KINDS:
+        return kinds == KINDS.index(c.keep), 0.0
+    if c.keep == "random":  # a token's lot is the same wherever it is computed
+        lot = uniform(torch.full_like(number, lots), number)
         return top_entropy(lot, c.rho, number, N)[0], 0.0
     mask, tau = top_entropy(entropy, c.rho, number, N)
     return (mask if c.keep == "top" else ~mask), tau
@@ -222,119 +199,91 @@ def surrogate(logprobs: Tensor, old: Tensor, A: Tensor, c: Config) -> tuple[Tens
 # ---------------------------------------------------------------------- the update
 
 
-class Updated(NamedTuple):
-    """What `update` did on this rank, of its n response tokens and the K of them that it kept."""
-
-    loss: float  # this rank's part of -J, times the number of dp ranks
-    taus: list[float]  # nats, of every pool
-    max_dlogp: float  # between policy and sampler, of the first micro-batch; 0 if they differ
-    entropy: Tensor  # (n,), by which the tokens were ranked
-    number: Tensor  # (n,), of each token in the rollout
-    N: int  # tokens of the mini-batch, of all ranks
-    kinds: Tensor  # (n,) int64, of KINDS
-    mask: Tensor  # (n,) bool
-    logprobs: Tensor  # (K,), the policy's before the step
-    old: Tensor  # (K,), the sampler's
-    advantages: Tensor  # (K,)
-
-
 def update(
     model: Transformer,
     samples: Rollout,
     advantages: Tensor,
     which: list[int],
     c: Config,
-    lots: torch.Generator,
+    lots: int,
     first: bool,
-    kinds: Tensor,
-    ranker: Transformer | None = None,
-) -> Updated:
+) -> Counter:
     """Add the gradient of -J over the mini-batch, the samples `which`, to `model`'s; the caller
-    clips it and steps.  advantages (B,), one a sample.
-
-    `first`: the policy has not moved since it drew the samples.  `kinds`, of KINDS, of all tokens
-    of the rollout; `ranker`: whose entropies rank, if not the policy's.
+    clips it and steps.  Returns what the log adds up.  advantages (B,), one a sample; `lots` seeds
+    the random mask; `first`: the policy has not moved since it drew the samples.
     """
-    ranks, lengths = parallel.here(), samples.cu_seqlens.diff().tolist()
-    parts, real = parallel.microbatches(lengths, which, c.microbatch)  # after `real`: no tokens
-    device = next(model.parameters()).device
+    ranks, device = parallel.here(), next(model.parameters()).device
+    parts = parallel.microbatches(samples.cu_seqlens.diff().tolist(), which, c.microbatch)
     packed = [samples.sequences(part, device) for part in parts]
     # The current policy's entropies.  The policy of the first update is the sampler, which noted
     # them; after that it has moved, and one pass without gradient finds them.
-    noted = (first and not ranker) or c.entropy == "rollout"
-    if noted or c.keep not in ("top", "bottom"):
+    if first or c.entropy != "current" or c.keep not in ("top", "bottom"):
         entropies = [p.entropy for p in packed]
     else:
         with torch.no_grad():
-            entropies = [(ranker or model)(*p.scored(), c.temperature)[1] for p in packed]
+            entropies = [model(*p.scored(), c.temperature)[1] for p in packed]
     if not all(h.isfinite().all() for h in entropies):
         raise UserError("the policy's entropies are not finite; start again with a lower --lr")
     # One threshold for the whole mini-batch, on all ranks: a threshold for each micro-batch would
     # depend on how memory happens to cut the batch.
-    drawn = [samples.drawn(part).to(device) for part in parts]
-    pools = [*zip(entropies[:real], drawn[:real], strict=True)]
-    none = entropies[0][:0], drawn[0][:0]
-    entropy, number = (torch.cat(x) for x in zip(none, *pools, strict=True))  # (n,) each
+    numbers = [samples.drawn(part).to(device) for part in parts]
+    pools = [*zip(entropies, [p.kinds for p in packed], numbers, strict=True)]
+    entropy, kinds, number = (torch.cat(x) for x in zip(*pools, strict=True))  # (n,) each
     N = int(samples.lengths()[which].sum())
-    scope = [(*pool, None) for pool in pools] if c.pool == "microbatch" else [(entropy, number, N)]
-    lot = torch.rand(len(samples.entropy), generator=lots).to(device)
-    kinds = kinds.to(device)
-    kept = [keep_mask(c, h, lot[x], kinds[x], x, n) for h, x, n in scope]
-    mask = torch.cat([torch.zeros_like(none[0], dtype=torch.bool), *(m for m, _ in kept)])  # (n,)
+    scope = [(*x, None) for x in pools] if c.pool == "microbatch" else [(entropy, kinds, number, N)]
+    masks, taus = zip(*(keep_mask(c, *x, lots) for x in scope), strict=True)
+    mask = torch.cat(masks)  # (n,)
     # Counts of the whole step, not means of micro-batch means: every kept token weighs the same.
     counted = mask if c.normalize == "kept" else torch.ones_like(mask)
     denominator = int(ranks.sum(counted.sum())) / ranks.dp  # FSDP averages over the dp ranks
-    loss, terms_of, dlogp = 0.0, [torch.zeros(3, 0, device=mask.device)], 0.0
+    loss, clipped, dlogp = 0.0, 0, []
     if first:  # policy and sampler are one: on every token of its longest answers they must agree
         with torch.no_grad():
             again, _ = model(*packed[0].scored(), c.temperature)
-        dlogp = (again - packed[0].logprobs).abs().max().item()
-    masks = [*mask.split([len(h) for h in entropies[:real]])]
-    masks += [torch.zeros_like(h, dtype=torch.bool) for h in entropies[real:]]
-    for part, p, m in zip(parts, packed, masks, strict=True):
+        dlogp = (again - packed[0].logprobs).abs().tolist()
+    for part, p, m in zip(parts, packed, mask.split([len(h) for h in entropies]), strict=True):
         # Only kept rows meet the vocabulary: the logits are the largest tensor of the step.
         logprobs, _ = model(*p.scored(m), c.temperature)  # (K,)
-        A = advantages[part].to(device).repeat_interleave(p.lengths())[m]  # (K,)
-        terms, _ = surrogate(logprobs, p.logprobs[m], A, c)  # (K,)
+        A = advantages[part].to(device).repeat_interleave(p.lengths()[: len(part)])[m]  # (K,)
+        terms, decided = surrogate(logprobs, p.logprobs[m], A, c)  # (K,)
         objective = terms.sum() / denominator
         (-objective).backward()
         loss -= objective.item()
-        terms_of.append(torch.stack((logprobs.detach(), p.logprobs[m], A)))
-    taus, kinds = [tau for _, tau in kept], kinds[number]
-    return Updated(loss, taus, dlogp, entropy, number, N, kinds, mask, *torch.cat(terms_of, 1))
+        clipped += int(decided.sum())
+    sums = tally(c, entropy, kinds, number, N, mask)
+    found = [tau for tau in taus if tau < math.inf]  # of pools with any token
+    sums.update(loss=loss, clipped=clipped, tau=sum(found), pools=len(found), updates=1)
+    sums.update(max_dlogp=max(ranks.gather(max(dlogp, default=0.0))) / ranks.dp, N=N / ranks.dp)
+    return sums
 
 
-def columns(done: list[Updated], norms: list[float], c: Config) -> dict[str, float]:
-    """What the updates of a step, on all ranks, and their gradient norms tell the log; 0 where
-    there was none."""
-    ranks, sums = parallel.here(), Counter()
-    for u in done:
-        h, m = u.entropy, u.mask
-        sums.update(loss=u.loss / ranks.dp, tau=sum(u.taus), taus=len(u.taus))
-        sums.update(n=len(m), kept=int(m.sum()))
-        sums.update(h_kept=h[m].sum().item(), h_dropped=h[~m].sum().item())
-        sums.update(clipped=int(surrogate(u.logprobs, u.old, u.advantages, c)[1].sum()))
-        if c.pool == "microbatch" and c.keep in ("top", "bottom"):
-            whole, _ = keep_mask(c, h, h, u.kinds, u.number, u.N)
-            sums.update(shared=int((whole & m).sum()))
-        decided = u.kinds == KINDS.index("decisions")
-        sums.update(decided=int(decided.sum()), hit=int((decided & m).sum()))
-    total = Counter(dict(zip(sums, ranks.total(*sums.values()), strict=True)))
-    updates, n, kept = (max(x, 1) for x in (len(done), total["n"], total["kept"]))
-    out = dict(
-        loss=total["loss"] / updates,
-        grad_norm=sum(norms) / updates,
-        tau=total["tau"] / max(total["taus"], 1),
-        kept_fraction=total["kept"] / n,
-        entropy=(total["h_kept"] + total["h_dropped"]) / n,
-        entropy_kept=total["h_kept"] / kept,
-        entropy_dropped=total["h_dropped"] / max(total["n"] - total["kept"], 1),
-        clip_fraction=total["clipped"] / kept,
-        max_dlogp=max(ranks.gather(done[0].max_dlogp)) if done else 0.0,
-    )
+def tally(c: Config, h: Tensor, kinds: Tensor, number: Tensor, N: int, mask: Tensor) -> Counter:
+    """Counts and entropies (n,) of a mini-batch and of what was kept of it."""
+    decision, whole = kinds == KINDS.index("decisions"), mask
+    if c.pool == "microbatch" and c.keep in ("top", "bottom"):
+        whole, _ = keep_mask(c, h, kinds, number, N, 0)
+    shares = dict(tokens=mask | True, kept=mask, dropped=~mask, shared=whole & mask)
+    shares |= dict(decisions=decision, hits=decision & mask)
+    heat = dict(h=h, h_kept=h[mask], h_dropped=h[~mask])
+    return Counter({k: x.sum().item() for k, x in (shares | heat).items()})
+
+
+def columns(sums: Counter, c: Config) -> dict[str, float]:
+    """What the updates of a step, on all ranks, tell the log; 0 without updates."""
+    sums = Counter(dict(zip(sums, parallel.here().total(*sums.values()), strict=True)))
+
+    def mean(what: str, count: str) -> float:
+        return sums[what] / max(sums[count], 1)
+
+    out = {k: mean(k, "updates") for k in ("loss", "grad_norm")} | dict(tau=mean("tau", "pools"))
+    out |= dict(kept_fraction=mean("kept", "tokens"), max_dlogp=sums["max_dlogp"])
+    out |= dict(entropy=mean("h", "tokens"), entropy_kept=mean("h_kept", "kept"))
+    out |= dict(entropy_dropped=mean("h_dropped", "dropped"), clip_fraction=mean("clipped", "kept"))
+    if c.pool == "microbatch" and c.keep in ("top", "bottom"):
+        out["pool_overlap"] = mean("shared", "kept")
     if not c.data:  # of what was kept, decisions; of the decisions, kept
-        out |= dict(precision=total["hit"] / kept, recall=total["hit"] / max(total["decided"], 1))
-    return out | (dict(pool_overlap=total["shared"] / kept) if "shared" in total else {})
+        out |= dict(precision=mean("hits", "kept"), recall=mean("hits", "decisions"))
+    return out
 
 
 # ---------------------------------------------------------------------- one step
@@ -347,29 +296,12 @@ class State:
     model: Transformer
     policy: Transformer  # samples and computes: the model itself in fp32, else its bf16 copy
     optimizer: torch.optim.Optimizer
+    base: Transformer | None  # frozen, where its entropies rank
     clock: files.Clock
-    ranker: Transformer | None  # the frozen base, where its entropies rank
     problems: str  # hash of those trained on: `position` means nothing among others
     step: int = 0
     n_updates: int = 0
     position: int = 0  # in the endless order of problems
-
-    def save(self, folder: Path) -> None:
-        counts = {k: getattr(self, k) for k in ("step", "n_updates", "position", "problems")}
-        held, ranks = parallel.held(self.model, self.optimizer), parallel.here()
-        more = counts | dict(clock=self.clock.seconds())
-        weights.save_checkpoint(folder, self.step, held, more, ranks.number, ranks.wait)
-
-    def load(self, path: Path) -> None:
-        """Take over what `save` wrote.  UserError when it is damaged or of another run."""
-        saved = weights.load_checkpoint(path, parallel.held(self.model, self.optimizer))
-        if saved["problems"] != self.problems:
-            raise UserError(f"{path} was trained on other problems than there are now: see --data")
-        self.step, self.n_updates, self.position = map(saved.get, ("step", "n_updates", "position"))
-        for moments in filter(None, self.optimizer.state.values()):  # SGD has none
-            moments["step"].fill_(self.n_updates)
-        self.clock.add(**saved["clock"])
-        parallel.copy_weights(self.model, self.policy)
 
 
 def mixed(correct: Tensor, G: int) -> Tensor:
@@ -399,6 +331,8 @@ def collect(
         rounds.append(samples)
         found = torch.cat((found, correct))  # (P * G,)
     samples = Rollout.join(rounds)
+    if state.base:
+        samples.entropy = asking.rescore(state.base, samples, c.temperature)
     lengths, ended = samples.lengths(), samples.finished.float()
     rewards = found + overlong_penalty(lengths, c.max_new, c.overlong)
     advantages = group_advantages(rewards, G)
@@ -411,28 +345,21 @@ def collect(
 
 def step(state: State, world: World, problems: list, c: Config) -> dict:
     """One rollout and its optimizer updates; returns the line of metrics."""
-    clock, cpu, ranks = time.perf_counter(), time.process_time(), parallel.here()
-    ranks.doing(f"rollout of step {state.step + 1}")
+    clock, cpu = time.perf_counter(), time.process_time()
     samples, advantages, groups, metrics = collect(state, world, problems, c)
-    ranks.doing(f"update of step {state.step + 1}")
-    kinds = kinds_of(world, samples)
+    sampled, sums = time.perf_counter(), Counter()
     if c.rho_end:
         half = min(1.0, 2 * state.step / c.steps)
         c = replace(c, rho=c.rho + half * (c.rho_end - c.rho))
-    sampled, done, norms = time.perf_counter(), [], []
     n = min(c.updates, len(groups))  # 0 when no group was mixed: nothing to learn from
     for u in range(n):
         mine = groups[u * len(groups) // n : (u + 1) * len(groups) // n]
         which = [g * c.group + i for g in mine for i in range(c.group)]
-        lots = torch.Generator().manual_seed(seed_of(c.seed, "lots", state.n_updates))
-        A = advantages
-        if c.centre == "tokens":  # any constant is as good a baseline: a token's score has mean 0
-            lengths = samples.lengths()[which].float()
-            A = A - (A[which] @ lengths) / lengths.sum()
-        one = update(state.policy, samples, A, which, c, lots, u == 0, kinds, state.ranker)
-        norm = parallel.clip_gradients(state.model, c.grad_clip)
-        if not (math.isfinite(one.loss) and math.isfinite(norm)):
-            where = f"step {state.step + 1}, update {u + 1}: loss {one.loss}, gradient norm {norm}"
+        lots = seed_of(c.seed, "lots", state.n_updates)
+        one = update(state.policy, samples, advantages, which, c, lots, first=u == 0)
+        one["grad_norm"] = norm = parallel.clip_gradients(state.model, c.grad_clip)
+        if not math.isfinite(one["loss"] + norm):
+            where = f"step {state.step + 1}, update {u + 1}: loss {one['loss']}, gradient {norm}"
             raise UserError(f"{where}: not finite; start again with a lower --lr")
         for group in state.optimizer.param_groups:
             group["lr"] = c.lr * min(1.0, (state.n_updates + 1) / max(c.warmup, 1))
@@ -440,15 +367,14 @@ def step(state: State, world: World, problems: list, c: Config) -> dict:
         state.optimizer.zero_grad(set_to_none=True)
         parallel.copy_weights(state.model, state.policy)
         state.n_updates += 1
-        done.append(one)
-        norms.append(norm)
+        sums.update(one)
     state.step += 1
     trained = time.perf_counter()
-    metrics |= dict(groups=len(groups)) | columns(done, norms, c)
+    metrics |= dict(groups=len(groups)) | columns(sums, c)
     if not c.data:
-        metrics |= by_kind(state.policy, samples, kinds, c.temperature)
+        metrics |= asking.by_kind(state.policy, samples, c.temperature)
     metrics["rollout_tok_s"] = metrics["sampled_tokens"] / (sampled - clock)
-    metrics["update_tok_s"] = sum(u.N for u in done) / (trained - sampled)
+    metrics["update_tok_s"] = sums["N"] / (trained - sampled)
     spent = dict(seconds=trained - clock, cpu_seconds=time.process_time() - cpu)
     return dict(step=state.step) | metrics | spent
 
@@ -461,7 +387,7 @@ def train(
 ) -> None:
     """Steps up to `c.steps`, a line of metrics each, and a checkpoint every `c.save_every`; when
     `stop()` it saves and raises KeyboardInterrupt."""
-    with log, tqdm(total=c.steps, initial=state.step, desc=f"rlvr {c.keep}", unit="step") as bar:
+    with log:
         while state.step < c.steps:
             line = step(state, world, splits["train"], c)
             last = state.step == c.steps
@@ -470,15 +396,12 @@ def train(
                 found["low"], found["high"] = found.pop("interval")
                 line |= {f"val_{k}": v for k, v in found.items()}
             log.write(line)
-            shown = ("reward", "kept_fraction", "tau", "grad_norm", "rollout_tok_s", "update_tok_s")
-            bar.set_postfix({k: f"{line[k]:.3g}" for k in shown}, refresh=False)
-            bar.update()
             if c.snapshot_every and state.step % c.snapshot_every == 0:
                 weights.save_snapshot(log.folder, state.step, parallel.state_of(state.policy))
             stopping = parallel.here().any(stop())
             if stopping or last or state.step % c.save_every == 0:
                 log.sync()  # before the checkpoint: it must not be ahead of the log
-                state.save(log.folder / "checkpoints")
+                parallel.save(log.folder / "checkpoints", state)
             if stopping:
                 raise KeyboardInterrupt
 
@@ -487,40 +410,34 @@ def run(c: Config, stop: Callable[[], bool]) -> dict:
     """The whole study: a base model, what it does, RLVR, what that changed; its summary."""
     clock = files.Clock(of_process=True)
     torch.set_num_threads(c.threads)
-    device = weights.device(c.device)
-    with parallel.joined(c.tp, device) as ranks:
+    with parallel.joined(c.tp, weights.device(c.device)) as ranks:
         folder = claim_folder(c, write=False)  # refuse early; what cannot open leaves nothing
-        model, world, splits, earlier = open_task(c, device, stop)
+        model, world, splits, earlier = open_task(c, weights.device(c.device), stop)
         print(memory.check(model, world, splits, c, ranks.dp))
         log = files.Log(folder, c.wandb, c.tensorboard)
         claim_folder(c)
-        counts = ", ".join(f"{len(p)} {k} problems" for k, p in splits.items())
-        print(f"run folder {folder}; {counts}")
+        print(f"run folder {folder}: " + str({k: len(p) for k, p in splits.items()}) + " problems")
         state = begin(model, splits["train"], c, clock)
         looks = show("base", state.policy, world, splits["test"], c)
-        if found := weights.checkpoints(folder / "checkpoints"):
-            state.load(found[-1])
-            print(f"continuing after step {state.step} of {c.steps}")
+        if found := checkpoint.found(folder / "checkpoints"):
+            parallel.load(found[-1], state)
         else:
             clock.add(**earlier)
             if c.snapshot_every:
                 weights.save_snapshot(folder, 0, parallel.state_of(state.policy))
-        log.cut(state.step)  # what was logged after the checkpoint is done again
+        log.begin(state.step, c.steps, f"rlvr {c.keep}")
         train(state, world, splits, c, log, stop)
         if c.data:
-            eos = world.tokenizer().eos
-            parallel.export(state.policy, c.model, folder / "model", eos)
+            parallel.export(state.policy, c.model, folder / "model", world.tokenizer().eos)
         else:
-            words, shape = world.tokenizer().words, model.full_shape
-            weights.save_model(folder, shape, words, parallel.state_of(model))
+            kept = parallel.state_of(model)
+            weights.save_model(folder, model.full_shape, world.tokenizer().words, kept)
         looks |= show("final", state.policy, world, splits["test"], c)
     if not ranks.first:
         return {}
     from study import findings  # what was done, in numbers and pictures; the loop needs none of it
 
-    policy = state.policy
-    if ranks.mesh:  # it was cut over processes that are gone
-        policy, _ = open_model(folder, device, dtype=getattr(torch, c.dtype))
+    policy = None if ranks.mesh else state.policy  # what was cut up is gone with its processes
     return findings.finish(findings.Run(folder, c, world, splits, policy, looks), clock)
 
 
@@ -542,7 +459,7 @@ def begin(model: Transformer, problems: list, c: Config, clock: files.Clock) -> 
     if c.entropy == "base" and parallel.here().mesh:
         raise UserError("--entropy base needs a second whole model: one process alone has it")
     base = copy.deepcopy(policy) if c.entropy == "base" else None
-    return State(model, policy, optimizer, clock, base, digest)
+    return State(model, policy, optimizer, base, clock, digest)
 
 
 def configure(given: dict) -> Config:
@@ -554,7 +471,7 @@ def configure(given: dict) -> Config:
     c = Config(**given)
     flags.check(c)
     if not c.data:
-        countdown_of(c), recipe_of(c)  # refuse what cannot be
+        asking.countdown_of(c), asking.recipe_of(c)  # refuse what cannot be
     rules = [
         ("temperature", c.temperature >= 0.01, "at least 0.01: greedy answers are all the same"),
         ("rho", c.rho < 1 or c.keep != "bottom", "below 1 with --keep bottom: nothing is left"),
@@ -583,10 +500,7 @@ def start(argv: list[str]) -> int:
     return 0
 
 
-def main(argv: list[str]) -> int:
-    """0, 2 after one line about a mistake, or 130 when stopped and saved."""
-    return files.command("fork_gpt.py", start, argv)
-
+main = partial(files.command, "fork_gpt.py", start)  # exit status: see there
 
 if __name__ == "__main__":
     from fork_gpt import main as module_main  # study/ imports that module: not a second copy of it

@@ -44,7 +44,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from infra import files, weights
+from infra import checkpoint, files, weights
 from infra.files import UserError
 from infra.memory import cut
 from infra.watch import Watch, cause, is_lost_peer
@@ -166,15 +166,14 @@ def joined(tp: int, device: torch.device) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def microbatches(
-    lengths: Sequence[int], which: Sequence[int], budget: int
-) -> tuple[list[list[int]], int]:
+def microbatches(lengths: Sequence[int], which: Sequence[int], budget: int) -> list[list[int]]:
     """This dp rank's share of the samples `which`, the longest first, in parts of at most `budget`
-    tokens (one longer sample stands alone), and how many parts there are.  More follow, to no
-    effect, until every rank has as many: a pass forward and back is a sum over all.
+    tokens (one longer sample stands alone); then empty ones, until every rank has as many: a pass
+    forward or back is a sum over all.
 
     A sample goes to whoever has the fewest tokens: siblings have similar lengths, and cut in order
     one rank would hold all long answers."""
+    HERE.doing(f"an update of {len(which)} samples")
     ranks, load, room = [[] for _ in range(HERE.dp)], [0] * HERE.dp, [0] * HERE.dp
     for i in sorted(which, key=lambda i: -lengths[i]):
         r = load.index(min(load))
@@ -184,8 +183,8 @@ def microbatches(
         ranks[r][-1].append(i)
         room[r] -= lengths[i]
         load[r] += lengths[i]
-    mine, most = ranks[HERE.dp_rank], max(map(len, ranks))
-    return mine + [list(which[:1])] * (most - len(mine)), len(mine)
+    mine = ranks[HERE.dp_rank]
+    return mine + [[] for _ in range(max(map(len, ranks)) - len(mine))]
 
 
 # ---------------------------------------------------------------------- tensor parallel
@@ -404,11 +403,33 @@ def held(model: Transformer, optimizer: torch.optim.Optimizer) -> dict:
     tensor, the part)."""
     out = {}
     for (name, p), master in zip(model.named_parameters(), masters(model), strict=True):
-        place = model.regions[name] if HERE.mesh else [(0, n) for n in p.shape]
+        place = model.regions[name] if HERE.mesh else weights.whole(p.shape)
         out[f"weight {name}"] = place, master
         moments = {k: x for k, x in optimizer.state[master].items() if x.ndim}
         out |= {f"{moment} {name}": (place, x) for moment, x in moments.items()}
     return out
+
+
+def save(folder: Path, state) -> None:
+    """FOLDER/STEP by all ranks together, of a `fork_gpt.State`: see infra/checkpoint.py."""
+    more = {k: x for k, x in vars(state).items() if type(x) in (int, str)}
+    more["clock"] = state.clock.seconds()
+    tensors = held(state.model, state.optimizer)
+    checkpoint.save(folder, state.step, tensors, more, HERE.number, HERE.wait)
+
+
+def load(path: Path, state) -> None:
+    """Take over what `save` wrote, in whatever layout.  UserError when it is damaged, or of another
+    run: its texts must be the same."""
+    more = checkpoint.load(path, held(state.model, state.optimizer))
+    for name, mine in {k: x for k, x in vars(state).items() if type(x) in (int, str)}.items():
+        if type(more.get(name)) is not type(mine) or type(mine) is str and more[name] != mine:
+            raise UserError(f"{path} does not belong to this configuration: see {name}")
+        setattr(state, name, more[name])
+    for moments in state.optimizer.state.values():
+        moments["step"].fill_(state.n_updates)
+    state.clock.add(**more["clock"])
+    copy_weights(state.model, state.policy)
 
 
 def gathered(x: Tensor) -> list[Tensor]:

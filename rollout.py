@@ -59,7 +59,7 @@ class Rollout:
 
     tokens (S,) int64; cu_seqlens (B+1,) int32; response (S,) bool, true on sampled tokens; finished
     (B,) bool, false when cut at the limit.  Of the n sampled tokens alone: logprobs and entropy
-    (n,) fp32, nats.
+    (n,) fp32, nats; kinds (n,) int64, what the task's grammar takes each for, -1 where none tells.
     """
 
     tokens: Tensor
@@ -67,6 +67,7 @@ class Rollout:
     response: Tensor
     logprobs: Tensor
     entropy: Tensor
+    kinds: Tensor
     finished: Tensor
 
     def lengths(self) -> Tensor:
@@ -88,11 +89,15 @@ class Rollout:
     def sequences(
         self, which: Sequence[int], device: torch.device | str | None = None
     ) -> "Rollout":
-        """The samples `which`, in that order, packed anew and moved to the device that scores."""
+        """The samples `which`, in that order, packed anew and moved to the device that scores; of
+        none, one token that nobody sampled: something to keep step with other ranks by."""
         index, cu_seqlens = spans(self.cu_seqlens, which)  # (S',)
-        drawn, finished = self.drawn(which), self.finished[which]
-        stream = self.tokens[index], cu_seqlens, self.response[index]
-        part = (*stream, self.logprobs[drawn], self.entropy[drawn], finished)
+        tokens, response, drawn = self.tokens[index], self.response[index], self.drawn(which)
+        if not len(which):
+            tokens, cu_seqlens = self.tokens[:1], torch.tensor([0, 1], dtype=torch.int32)
+            response = torch.tensor([False])
+        about = (x[drawn] for x in (self.logprobs, self.entropy, self.kinds))
+        part = (tokens, cu_seqlens, response, *about, self.finished[torch.as_tensor(which).long()])
         return Rollout(*(x.to(device or x.device) for x in part))
 
     def drawn(self, which: Sequence[int]) -> Tensor:
@@ -344,7 +349,7 @@ class Slots:
         drawn, *about = (x.cpu()[noted] for x in (self.tokens, self.logprobs, self.entropy))
         tokens = torch.empty(len(response), dtype=torch.long)
         tokens[~response], tokens[response] = head, drawn
-        return Rollout(tokens, cu_seqlens, response, *about, finished)
+        return Rollout(tokens, cu_seqlens, response, *about, torch.full_like(drawn, -1), finished)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Files that outlive a process, and the ways in which it ends.
 
 Every write is atomic (temp file, fsync, rename): after a kill at any instant the file on disk is
-the old one or the new one, whole.  Standard library only: who needs no torch need not load it.
+the old one or the new one, whole.  No torch here: who needs none need not load it.
 """
 
 import json
@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+
+from tqdm import tqdm
 
 SIZE_LIMIT = 2**28  # bytes of a text or JSON file; Qwen3's tokenizer.json has 11 MB
 
@@ -191,30 +193,39 @@ class Clock:
 
 
 class Log:
-    """metrics.jsonl, a line a step, and the loggers that get the same lines."""
+    """metrics.jsonl, a line a step, the loggers that get the same lines, and the progress bar."""
+
+    SHOWN = "reward kept_fraction tau grad_norm rollout_tok_s update_tok_s".split()
 
     def __init__(self, folder: Path, wandb: bool, tensorboard: bool):
         self.folder, self.path = folder, folder / "metrics.jsonl"
         self.also = loggers(folder, wandb, tensorboard) if WRITES else []
 
-    def cut(self, n: int) -> None:
-        """Keep the first `n` lines, atomically; a half-written last line goes too."""
+    def begin(self, step: int, steps: int, title: str) -> None:
+        """Keep the lines up to `step`, atomically: what was logged after the checkpoint is done
+        again, and a half-written last line goes too."""
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-        write_atomic(self.path, b"".join(lines[:n]))
+        write_atomic(self.path, b"".join(lines[:step]))
+        if step:
+            print(f"continuing after step {step} of {steps}")
+        self.bar = tqdm(total=steps, initial=step, desc=title, unit="step")
+        self.file = open(self.path if WRITES else os.devnull, "a")
 
     def __enter__(self) -> "Log":
-        self.file = open(self.path if WRITES else os.devnull, "a")
         return self
 
     def __exit__(self, *_) -> None:
+        self.bar.close()
         self.file.close()
 
     def write(self, line: dict) -> None:
-        """Append a line, and give it to the loggers; its numbers must be finite."""
+        """Append a line, and give it to the loggers and the bar; its numbers must be finite."""
         self.file.write(json.dumps(line, allow_nan=False) + "\n")
         self.file.flush()
         for write in self.also:
             write(line)
+        self.bar.set_postfix({k: f"{line[k]:.3g}" for k in self.SHOWN}, refresh=False)
+        self.bar.update()
 
     def sync(self) -> None:
         """Have every line on the disk."""

@@ -41,7 +41,9 @@ from tasks.ask import (
     distribution,
     entropy_by_token,
     measure,
+    open_model,
     open_task,
+    rescore,
     seed_of,
 )
 from tasks.countdown import KINDS, Countdown
@@ -172,11 +174,14 @@ class Run:
     c: Config
     world: World
     splits: dict[str, list]
-    model: Transformer
+    model: Transformer | None
     looks: dict[str, tuple[dict, Rollout]] = field(default_factory=dict)
     states: dict[int, Path | dict[str, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.model is None:  # the run was cut over processes that are gone
+            dtype = getattr(torch, self.c.dtype)
+            self.model, _ = open_model(self.folder, weights.device(self.c.device), dtype=dtype)
         self.states = self.states or states_of(self.folder, self.c.steps, self.model)
 
     def weights_of(self, step: int) -> dict[str, Tensor]:
@@ -224,15 +229,6 @@ def states_of(folder: Path, step: int, model: Transformer) -> dict[int, Path | d
     if step not in found:
         found[step] = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
     return found
-
-
-@torch.no_grad()
-def rescore(model: Transformer, samples: Rollout, temperature: float = 1.0) -> Tensor:
-    """The entropies (n,) fp32 of all response tokens under `model`, teacher-forced."""
-    n = len(samples.finished)
-    device = model.head_weight.device
-    parts = (samples.sequences(range(i, min(i + 16, n)), device) for i in range(0, n, 16))
-    return torch.cat([model(*p.scored(), temperature)[1] for p in parts]).cpu()
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ import torch
 
 import fork_gpt
 from fork_gpt import Config, top_entropy
-from infra import files, weights
+from infra import checkpoint, files
 from infra.files import UserError
 from study.findings import alternatives
 from study.stats import difference, pooled, spearman
@@ -196,7 +196,7 @@ def work(run: Any, stop: Callable[[], bool], split: str = "test") -> None:
         model, world, splits, _ = open_task(c, torch.device("cpu"), stop)
         state = fork_gpt.begin(model, splits["train"], c, clock)
         log = files.Log(folder, False, False)
-        if found := weights.checkpoints(folder / "checkpoints"):
+        if found := checkpoint.found(folder / "checkpoints"):
             state.load(found[-1])
         log.cut(state.step)
         fork_gpt.train(state, world, splits, c, log, stop)

@@ -65,6 +65,7 @@ def ask(
     probabilities.
     """
     ranks, tokenizer = parallel.here(), world.tokenizer()
+    ranks.doing(f"sampling {k} responses to {len(problems)} problems")
     starts = starts or [[]] * len(problems)
     room = max_new - min(map(len, starts))
     mine = range(ranks.dp_rank, len(problems), ranks.dp)  # each dp rank asks every dp-th problem
@@ -73,6 +74,8 @@ def ask(
     samples = generate(model, prompts, k, room, tokenizer.eos, how, seed, numbers, rows, progress)
     if not (samples.logprobs.isfinite().all() and samples.entropy.isfinite().all()):
         raise UserError("the model's probabilities are not finite: damaged weights, or a high --lr")
+    if world.kinds:
+        samples.kinds = torch.tensor(world.kinds(samples.tokens.tolist()))[samples.response]
     texts, rewards = [], []
     for i, ids in enumerate(samples.responses()):
         problem = mine[i // k]
@@ -90,7 +93,7 @@ def exchange(
         return samples, texts, rewards
     sizes = parallel.gathered(samples.cu_seqlens.diff())
     fields = dict(cu_seqlens=[F.pad(x.cumsum(0), (1, 0)).int() for x in sizes])
-    for name in ("tokens", "response", "logprobs", "entropy", "finished"):
+    for name in ("tokens", "response", "logprobs", "entropy", "kinds", "finished"):
         fields[name] = parallel.gathered(getattr(samples, name))
     parts = [{name: x[r] for name, x in fields.items()} for r in range(ranks.dp)]
     asked = [i for r in range(ranks.dp) for i in range(r, n, ranks.dp)]  # in the order of the parts
@@ -161,22 +164,26 @@ def distribution(entropy: Tensor) -> dict[str, float]:
     }
 
 
-def kinds_of(world: World, samples: Rollout) -> Tensor:
-    """What the grammar takes each sampled token for, (n,) int64 of KINDS; -1 where none tells."""
-    return torch.tensor(world.kinds(samples.tokens.tolist()))[samples.response.cpu()]
+@torch.no_grad()
+def rescore(model: Transformer, samples: Rollout, temperature: float = 1.0) -> Tensor:
+    """The entropies (n,) fp32 of all response tokens under `model`, teacher-forced."""
+    n = len(samples.finished)
+    device = model.head_weight.device
+    parts = (samples.sequences(range(i, min(i + 16, n)), device) for i in range(0, n, 16))
+    return torch.cat([model(*p.scored(), temperature)[1] for p in parts]).cpu()
 
 
 @torch.no_grad()
-def by_kind(model: Transformer, samples: Rollout, kinds: Tensor, T: float) -> dict[str, float]:
-    """Of the first 16 samples, by kind of token, kinds (n,): the mean entropy they were drawn with,
-    nats; and how far `model` has moved from the policy that drew them, KL(old, new) from one draw
+def by_kind(model: Transformer, samples: Rollout, T: float) -> dict[str, float]:
+    """Of the first 16 samples, by kind of token: the mean entropy they were drawn with, nats; and
+    how far `model` has moved from the policy that drew them, KL(old, new) from one draw
     each (r - 1 - log r), nats a response token of any kind: the parts add up."""
-    samples = samples.sequences(range(min(16, len(samples.finished))))
-    log_ratio = model(*samples.scored(), T)[0] - samples.logprobs
-    kl, out = (log_ratio.expm1() - log_ratio).cpu(), {}
+    some = samples.sequences(range(min(16, len(samples.finished))), model.head_weight.device)
+    log_ratio = model(*some.scored(), T)[0] - some.logprobs
+    kl, out = log_ratio.expm1() - log_ratio, {}
     for i, name in enumerate(KINDS):
-        mine = kinds[: len(kl)] == i
-        out[f"entropy_{name}"] = samples.entropy.cpu()[mine].sum().item() / max(int(mine.sum()), 1)
+        mine = some.kinds == i
+        out[f"entropy_{name}"] = some.entropy[mine].sum().item() / max(int(mine.sum()), 1)
         out[f"kl_{name}"] = kl[mine].sum().item() / len(kl)
     return out
 

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import parallel  # noqa: E402
 from fork_gpt import Config, update  # noqa: E402
-from infra import files, weights  # noqa: E402
+from infra import checkpoint, files  # noqa: E402
 from model import Shape, Transformer  # noqa: E402
 from rollout import Rollout, Sampling, generate  # noqa: E402
 from tasks.pretrain import make_optimizer  # noqa: E402
@@ -148,7 +148,7 @@ def check_checkpoints(ranks: parallel.Ranks, folder: Path, last: str, name: str)
     model = parallel.place_weights(whole, torch.float64) if ranks.mesh else whole
     optimizer = make_optimizer(parallel.masters(model), 1e-2, 0.1, 0.999)
     wrong, held = [], parallel.held(model, optimizer)
-    more = weights.load_checkpoint(folder / last / "000001", held) if last else dict(steps=0)
+    more = checkpoint.load(folder / last / "000001", held) if last else dict(steps=0)
     for p in optimizer.state.values():
         p["step"].fill_(more["steps"])
     if last:
@@ -162,7 +162,7 @@ def check_checkpoints(ranks: parallel.Ranks, folder: Path, last: str, name: str)
     parallel.clip_gradients(model, 1.0)
     optimizer.step()
     steps = dict(steps=more["steps"] + 1)
-    weights.save_checkpoint(folder / name, 1, held, steps, ranks.number, ranks.wait)
+    checkpoint.save(folder / name, 1, held, steps, ranks.number, ranks.wait)
     everything = {}  # in one piece, for the next layout to compare with
     for kind in ("weight", "exp_avg", "exp_avg_sq"):
         parts = [x.clone() for k, (_, x) in held.items() if k.split()[0] == kind]

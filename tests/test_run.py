@@ -35,7 +35,7 @@ def metrics(folder: Path) -> list[dict]:
 
 def checkpoint(folder: Path) -> dict:
     """The last one of one process: {what, name -> tensor}, and its other numbers."""
-    path = weights.checkpoints(folder / "checkpoints")[-1]
+    path = checkpoint.found(folder / "checkpoints")[-1]
     saved = weights.load(path / "00000.pt")
     return {name: t for name, (_, _, t) in saved["tensors"].items()} | saved["more"]
 
@@ -153,7 +153,7 @@ def test_killed_between_checkpoints_it_resumes_bit_for_bit(whole, tmp_path):
         line = [sys.executable, "-c", DIE, str(at), *flags]
         done = subprocess.run(line, cwd=tmp_path, capture_output=True, timeout=PATIENCE)
         assert done.returncode in (-signal.SIGKILL, 0), done.stderr.decode()
-        kept = [int(p.name) for p in weights.checkpoints(out / "checkpoints")]
+        kept = [int(p.name) for p in checkpoint.found(out / "checkpoints")]
         logged.append((len(metrics(out)), kept[-1:]))
         with open(out / "metrics.jsonl", "a") as f:
             f.write('{"step": 99, "rew' if done.returncode else "")
