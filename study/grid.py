@@ -41,7 +41,8 @@ OUT, RESULTS = Path("runs/grid"), Path("results")
 SHARES, ENTROPIES = (0.2, 0.4), (0.1, 0.33, 0.69, 1.8)
 TEXT = (0.25, 0.67)  # half its tokens are below .01 nats and p80 is .67, as in the paper's model
 WORLDS = [(0.0, 0.69), *((s, h) for s in SHARES for h in ENTROPIES), TEXT]
-SGD = [(0.4, 0.33), (0.4, 0.69), TEXT]
+CORE = [(0.4, 0.69), (0.0, 0.69), (0.4, 0.33), TEXT, (0.4, 1.8)]
+SGD = [(0.4, 0.33), TEXT]
 ARMS = dict(
     all={},
     top=dict(keep="top"),
@@ -64,7 +65,6 @@ DECIDING = [
     ((0.4, 1.8, 8, 8), "adamw", [*SIX, "random", "filler"]),
     ((*TEXT, 8, 8), "sgd", ["all", "top", "decisions"]),
     ((0.4, 0.33, 8, 8), "sgd", ["all", "top", "decisions"]),
-    ((0.4, 0.33, 4, 4), "adamw", ["all", "top", "double"]),
 ]
 
 
@@ -113,7 +113,7 @@ class Run:
             rounds=1,
             max_new=64,
             save_every=50,
-            eval_every=self.steps // 4,
+            eval_every=3 * self.steps // 4,
             snapshot_every=0,
         )
 
@@ -136,33 +136,38 @@ def base_of(share: float, entropy: float, seed: int) -> Path:
 
 
 def screening() -> Iterator[Run]:
-    """One base, one seed, learning rates from four: every world, the middle batch first."""
-    for world in WORLDS:
-        for arm in ("all", "top", "decisions"):
+    """One base, one seed, learning rates from four: what the deciding runs need, then the rest."""
+    for world in (*CORE, *(w for w in WORLDS if w not in CORE)):
+        for arm in ("all", "top", "decisions") if world in CORE else ("all", "top"):
             yield from (Run(*world, 8, 8, arm, r) for r in RATES["adamw"])
-    for world in WORLDS:
-        for arm in ("anneal", "base", "double"):
+        for arm in ("anneal", "base", "double") if world in CORE else ():
             yield from (Run(*world, 8, 8, arm, r) for r in RATES["adamw"][1:])
-    for world in SGD:
-        for arm in ("all", "top", "decisions"):
+        for arm in ("all", "top", "decisions") if world in SGD else ():
             yield from (Run(*world, 8, 8, arm, r, "sgd") for r in RATES["sgd"])
+
+
+def batches() -> Iterator[Run]:
+    """The same for a smaller and a larger batch; the larger has half the steps, of four times the
+    responses."""
     for world in WORLDS:
         for arm in ("all", "top"):
             yield from (Run(*world, 4, 4, arm, r) for r in RATES["adamw"])
-    for world in WORLDS:
-        for arm in ("all", "top"):  # half the steps, for four times the responses
             yield from (Run(*world, 32, 8, arm, r, steps=100) for r in RATES["adamw"][2:])
 
 
 def deciding(only: Sequence[tuple] = ()) -> Iterator[Run]:
-    """Three bases, four seeds, each arm at the learning rate that the screening chose for it; two
-    controls with one seed a base.  `only` these cells, or all."""
-    for cell, optimizer, arms in DECIDING:
-        for seed, base in product(range(4), range(3)):
-            for arm in arms if not only or (*cell, optimizer) in only else ():
-                if arm not in ("random", "filler") or seed == 0:
+    """Three bases, four seeds, each arm at the learning rate that the screening chose for it; the
+    controls with one seed a base.  `only` these cells, or all; seed after seed of all cells."""
+    for seed in range(4):
+        for cell, optimizer, arms in DECIDING:
+            for base, arm in product(range(3), arms):
+                mine = not only or (*cell, optimizer) in only
+                if mine and (arm not in ("random", "filler") or seed == 0):
                     rate = chosen(*cell, arm, optimizer)
                     yield Run(*cell, arm, rate, optimizer, base, seed)
+
+
+PLAN = (screening, deciding, batches)
 
 
 def chosen(share: float, entropy: float, P: int, G: int, arm: str, optimizer: str) -> float:
@@ -200,7 +205,7 @@ def work(run: Any, stop: Callable[[], bool], split: str = "test") -> None:
             state.load(found[-1])
         log.cut(state.step)
         fork_gpt.train(state, world, splits, c, log, stop)
-        found, _ = measure(state.policy, world, splits[split], replace(c, eval_k=8))
+        found, _ = measure(state.policy, world, splits[split], c)
         lines = [json.loads(x) for x in open(folder / "metrics.jsonl")]
         summary = asdict(run) | summarise(lines) | dict(
             {split: found["accuracy"]}, arithmetic=found["arithmetic"], truncated=found["truncated"]
@@ -272,7 +277,7 @@ def screened() -> list[dict]:
     """Each screened cell: the score and the rate of every arm at its best, top minus all, and what
     its base is like."""
     cells = {}
-    for r in screening():
+    for r in (*screening(), *batches()):
         cell = (r.share, r.entropy, r.prompts, r.group, r.optimizer)
         cells.setdefault(cell, []).append(r)
     out = []
@@ -349,7 +354,7 @@ def main(argv: list[str]) -> int:
     if argv not in ([], ["--plan"], ["--table"]):
         raise UserError("python -m study.grid takes --plan, --table or nothing")
     stop = files.stop_on_signal()
-    for part in (screening, deciding):
+    for part in PLAN:
         runs = list(part()) if argv else part()
         if argv == ["--plan"]:
             done = [r.summary()["cpu_seconds"] for r in runs if r.done()]
@@ -366,7 +371,7 @@ def main(argv: list[str]) -> int:
         record = dict(screened=cells, correlation=correlation(cells), decided=decided())
         RESULTS.mkdir(exist_ok=True)
         files.write_atomic(RESULTS / "grid.json", json.dumps(record, allow_nan=False).encode())
-        done = [r.summary() for part in (screening, deciding) for r in part() if r.done()]
+        done = [r.summary() for part in PLAN for r in part() if r.done()]
         lines = "".join(json.dumps(s) + "\n" for s in done)
         files.write_atomic(RESULTS / "grid.jsonl", lines.encode())
     return 0
