@@ -22,27 +22,18 @@ from tasks.ask import countdown_of
 from tasks.pretrain import Pretrain, base_model
 
 OUT = Path("runs/search")
-MICRO = dict(size="micro")
-SETTINGS = {  # name -> changes of the recipe, changes of the flags
-    "now": ({}, {}),
-    "micro": (MICRO, dict(steps=80)),
-    "micro skill 0.9": (dict(size="micro", skill=0.9), dict(steps=80)),
-    "micro lr 3e-4": (MICRO, dict(steps=80, lr=3e-4)),
-    "micro stop 0.1 lr 3e-4": (dict(size="micro", p_stop=0.1), dict(steps=80, lr=3e-4)),
-    "micro skill 0.9 stop 0.1 lr 3e-4": (
-        dict(size="micro", skill=0.9, p_stop=0.1),
-        dict(steps=80, lr=3e-4),
-    ),
-    "micro stop 0.1 attempts 12 lr 3e-4": (
-        dict(size="micro", p_stop=0.1),
-        dict(steps=80, lr=3e-4, attempts=12),
-    ),
-    "micro centre lr 3e-4": (MICRO, dict(steps=80, lr=3e-4, centre="tokens")),
-    "micro 192 tokens lr 3e-4": (MICRO, dict(steps=80, lr=3e-4, max_new=192)),
-    "micro lr 6e-4": (MICRO, dict(steps=80, lr=6e-4)),
-    "micro skill 0.5 lr 3e-4": (dict(size="micro", skill=0.5), dict(steps=80, lr=3e-4)),
-    "micro 2 updates lr 4e-4": (MICRO, dict(steps=80, lr=4e-4, updates=2)),
-    "micro no decay lr 3e-4": (MICRO, dict(steps=80, lr=3e-4, weight_decay=0.0)),
+SETTINGS = {  # name -> changes of the recipe (all but `now` "micro"), changes of the flags
+    "now": (dict(size="tiny"), dict(steps=54, lr=1.5e-4)),
+    "micro": ({}, dict(lr=1.5e-4)),
+    "micro skill 0.9": (dict(skill=0.9), dict(lr=1.5e-4)),
+    "micro lr 3e-4": ({}, {}),
+    "micro stop 0.1 lr 3e-4": (dict(p_stop=0.1), {}),
+    "micro skill 0.9 stop 0.1 lr 3e-4": (dict(skill=0.9, p_stop=0.1), {}),
+    "micro stop 0.1 192 tokens lr 3e-4": (dict(p_stop=0.1), dict(max_new=192)),
+    "micro stop 0.1 attempts 12 lr 3e-4": (dict(p_stop=0.1), dict(attempts=12)),
+    "micro stop 0.1 6e-4": (dict(p_stop=0.1), dict(lr=6e-4)),
+    "micro centre lr 3e-4": ({}, dict(centre="tokens")),
+    "micro stop 0.1 skill 0.5 lr 3e-4": (dict(p_stop=0.1, skill=0.5), {}),
 }
 WHERE = [(0, 0)]  # (base, seed)
 
@@ -54,7 +45,7 @@ class Setting:
     seed: int
 
     def recipe(self) -> Pretrain:
-        return Pretrain(**SETTINGS[self.name][0], seed=self.base)
+        return Pretrain(**dict(size="micro") | SETTINGS[self.name][0], seed=self.base)
 
     def folder(self) -> Path:
         return OUT / f"{self.name.replace(' ', '_')}-{self.base}-{self.seed}"
@@ -63,9 +54,9 @@ class Setting:
         return (self.folder() / "summary.json").exists()
 
     def config(self) -> Config:
-        flags = dict(snapshot_every=0, device="cpu") | SETTINGS[self.name][1]
+        flags = dict(steps=80, lr=3e-4, snapshot_every=0, device="cpu") | SETTINGS[self.name][1]
         base, _ = base_model(self.recipe(), countdown_of(Config(**flags)))
-        every = flags.get("steps", 54) // 2
+        every = flags["steps"] // 2
         where = dict(model=str(base), out=str(self.folder()), seed=self.seed, eval_every=every)
         return Config(**where, **flags)
 

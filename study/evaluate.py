@@ -52,8 +52,8 @@ from tasks.maths import read_problems
 # the flags of a run that an evaluation reads; what the run's config.json says is their default
 ANYWHERE = "model out seed device tp threads dtype rows max_new temperature".split()
 MATHS = "data template verifier max_prompt skip_bad".split()
-SMALL = "n_numbers max_number max_value ops".split()
-INHERITED = "dtype rows max_new template verifier n_numbers max_number max_value ops".split()
+SMALL = "n_numbers max_number max_value ops attempts filler_share filler_entropy".split()
+INHERITED = ["dtype", "rows", "max_new", "template", "verifier", *SMALL]
 
 
 @dataclass(frozen=True)

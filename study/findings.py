@@ -177,6 +177,7 @@ class Run:
     model: Transformer | None
     looks: dict[str, tuple[dict, Rollout]] = field(default_factory=dict)
     states: dict[int, Path | dict[str, Tensor]] = field(default_factory=dict)
+    cpu_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if self.model is None:  # the run was cut over processes that are gone
@@ -371,7 +372,9 @@ def run_section(run: Run, f: Flags) -> dict:
     changed = [x.name for x in fields(c) if getattr(c, x.name) != x.default]
     given = {x: getattr(c, x) for x in changed} | dict(out=run.folder)
     small = f"Countdown: {c.n_numbers} numbers up to {c.max_number}, operations {c.ops}, values up "
-    summary = run.folder / "summary.json"
+    summary, spent = run.folder / "summary.json", run.cpu_seconds
+    if spent is None and summary.exists():
+        spent = json.loads(summary.read_text())["cpu_seconds"]
     settings = {k: getattr(c, k) for k in ("dtype", "seed", "keep", "rho", "steps")}
     return settings | dict(
         name=run.folder.resolve().name,
@@ -383,7 +386,7 @@ def run_section(run: Run, f: Flags) -> dict:
         world=c.data or f"{small}to {c.max_value}",
         n_test=len(run.splits["test"][: c.eval_problems or None]),
         k=c.eval_k,
-        cpu_seconds=json.loads(summary.read_text())["cpu_seconds"] if summary.exists() else None,
+        cpu_seconds=spent,
     )
 
 
@@ -770,9 +773,10 @@ def finish(run: Run, clock: files.Clock) -> dict:
     from study import report
 
     summary = summarise(run) | clock.seconds()
-    files.write_json(run.folder / "summary.json", summary)
+    run.cpu_seconds = summary["cpu_seconds"]
     study(run)
     print(f"the whole story: {report.write(run.folder)}\n")
+    files.write_json(run.folder / "summary.json", summary)  # last: a run with one is done
     print("  ".join(f"{k} {v:.4g}" for k, v in summary.items() if isinstance(v, float)))
     return summary
 

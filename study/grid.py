@@ -17,7 +17,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import product
@@ -41,7 +41,8 @@ OUT, RESULTS = Path("runs/grid"), Path("results")
 SHARES, ENTROPIES = (0.2, 0.4), (0.1, 0.33, 0.69, 1.8)
 TEXT = (0.25, 0.67)  # half its tokens are below .01 nats and p80 is .67, as in the paper's model
 WORLDS = [(0.0, 0.69), *((s, h) for s in SHARES for h in ENTROPIES), TEXT]
-SGD = [(0.4, 0.33), (0.4, 0.69), TEXT]
+CORE = [(0.4, 0.69), (0.0, 0.69), (0.4, 0.33), TEXT, (0.4, 1.8)]
+SGD = [(0.4, 0.33), TEXT]
 ARMS = dict(
     all={},
     top=dict(keep="top"),
@@ -64,7 +65,6 @@ DECIDING = [
     ((0.4, 1.8, 8, 8), "adamw", [*SIX, "random", "filler"]),
     ((*TEXT, 8, 8), "sgd", ["all", "top", "decisions"]),
     ((0.4, 0.33, 8, 8), "sgd", ["all", "top", "decisions"]),
-    ((0.4, 0.33, 4, 4), "adamw", ["all", "top", "double"]),
 ]
 
 
@@ -113,7 +113,7 @@ class Run:
             rounds=1,
             max_new=64,
             save_every=50,
-            eval_every=self.steps // 4,
+            eval_every=3 * self.steps // 4,
             snapshot_every=0,
         )
 
@@ -136,46 +136,47 @@ def base_of(share: float, entropy: float, seed: int) -> Path:
 
 
 def screening() -> Iterator[Run]:
-    """One base, one seed, learning rates from four: every world, the middle batch first."""
-    for world in WORLDS:
-        for arm in ("all", "top", "decisions"):
+    """One base, one seed, learning rates from four: what the deciding runs need, then the rest."""
+    for world in (*CORE, *(w for w in WORLDS if w not in CORE)):
+        for arm in ("all", "top", "decisions") if world in CORE else ("all", "top"):
             yield from (Run(*world, 8, 8, arm, r) for r in RATES["adamw"])
-    for world in WORLDS:
-        for arm in ("anneal", "base", "double"):
+        for arm in ("anneal", "base", "double") if world in CORE else ():
             yield from (Run(*world, 8, 8, arm, r) for r in RATES["adamw"][1:])
-    for world in SGD:
-        for arm in ("all", "top", "decisions"):
+        for arm in ("all", "top", "decisions") if world in SGD else ():
             yield from (Run(*world, 8, 8, arm, r, "sgd") for r in RATES["sgd"])
+
+
+def batches() -> Iterator[Run]:
+    """The same for a smaller and a larger batch; the larger has half the steps, of four times the
+    responses."""
     for world in WORLDS:
         for arm in ("all", "top"):
             yield from (Run(*world, 4, 4, arm, r) for r in RATES["adamw"])
-    for world in WORLDS:
-        for arm in ("all", "top"):  # half the steps, for four times the responses
             yield from (Run(*world, 32, 8, arm, r, steps=100) for r in RATES["adamw"][2:])
 
 
-def deciding(only: Sequence[tuple] = ()) -> Iterator[Run]:
-    """Three bases, four seeds, each arm at the learning rate that the screening chose for it; two
-    controls with one seed a base.  `only` these cells, or all."""
-    for cell, optimizer, arms in DECIDING:
-        for seed, base in product(range(4), range(3)):
-            for arm in arms if not only or (*cell, optimizer) in only else ():
-                if arm not in ("random", "filler") or seed == 0:
-                    rate = chosen(*cell, arm, optimizer)
+def deciding() -> Iterator[Run]:
+    """Three bases, four seeds, each arm at the learning rate that the screening chose for it; the
+    controls with one seed a base.  Seed after seed of all cells."""
+    for seed in range(4):
+        for cell, optimizer, arms in DECIDING:
+            for base, arm in product(range(3), arms):
+                rate = chosen(*cell, arm, optimizer)
+                if rate and (arm not in ("random", "filler") or seed == 0):
                     yield Run(*cell, arm, rate, optimizer, base, seed)
 
 
+PLAN = (screening, deciding, batches)
+
+
 def chosen(share: float, entropy: float, P: int, G: int, arm: str, optimizer: str) -> float:
-    """The learning rate with the best score among the screening's; a control takes that of top, an
-    arm of a batch that was not screened that of the middle batch."""
-    rates = RATES[optimizer]
-    tried = [Run(share, entropy, p, g, a, r, optimizer) for p, g, a in
-             ((P, G, arm), (8, 8, arm), (8, 8, "top")) for r in rates]  # fmt: skip
-    groups = [[r for r in tried[i : i + len(rates)] if r.done()] for i in range(0, 12, len(rates))]
-    found = next((g for g in groups if g), None)
-    if not found:
-        raise UserError(f"no learning rate was screened for {tried[0].folder().name}")
-    return max(found, key=lambda r: r.summary()["score"]).rate
+    """The learning rate with the best score among the screening's; a control, which was not
+    screened, takes that of top.  0 where nothing is done yet."""
+    for name in (arm, "top"):
+        tried = [Run(share, entropy, P, G, name, r, optimizer) for r in RATES[optimizer]]
+        if tried := [r for r in tried if r.done()]:
+            return max(tried, key=lambda r: r.summary()["score"]).rate
+    return 0.0
 
 
 # ---------------------------------------------------------------------- the runs
@@ -200,7 +201,7 @@ def work(run: Any, stop: Callable[[], bool], split: str = "test") -> None:
             state.load(found[-1])
         log.cut(state.step)
         fork_gpt.train(state, world, splits, c, log, stop)
-        found, _ = measure(state.policy, world, splits[split], replace(c, eval_k=8))
+        found, _ = measure(state.policy, world, splits[split], c)
         lines = [json.loads(x) for x in open(folder / "metrics.jsonl")]
         summary = asdict(run) | summarise(lines) | dict(
             {split: found["accuracy"]}, arithmetic=found["arithmetic"], truncated=found["truncated"]
@@ -260,73 +261,33 @@ def look(share: float, entropy: float, seed: int) -> dict:
     return record
 
 
-def best(runs: list[Run]) -> dict[str, dict]:
-    """Screening runs of one cell -> of each arm the summary with the best score."""
-    out = {}
-    for s in (r.summary() for r in runs if r.done()):
-        out[s["arm"]] = max(out.get(s["arm"], s), s, key=lambda x: x["score"])
-    return out
-
-
-def screened() -> list[dict]:
-    """Each screened cell: the score and the rate of every arm at its best, top minus all, and what
-    its base is like."""
-    cells = {}
-    for r in screening():
-        cell = (r.share, r.entropy, r.prompts, r.group, r.optimizer)
-        cells.setdefault(cell, []).append(r)
-    out = []
-    for (share, h, P, G, optimizer), runs in cells.items():
-        arms = best(runs)
-        if "top" in arms and "all" in arms:
-            row = dict(share=share, entropy=h, prompts=P, group=G, optimizer=optimizer)
-            row |= dict(top_minus_all=arms["top"]["score"] - arms["all"]["score"])
-            row |= dict(base=look(share, h, 0))
-            keep = "score rate recall precision entropy_decisions entropy_filler kl".split()
-            arms = {a: {k: s[k] for k in keep} for a, s in arms.items()}
-            out.append(row | dict(arms=arms))
-    return out
-
-
-def decided() -> list[dict]:
-    """Each deciding cell: every arm's test accuracies, and its difference from `all` by the rule of
-    study/arms.py."""
-    out = []
-    for (share, h, P, G), optimizer, names in DECIDING:
-        cell = (share, h, P, G, optimizer)
-        runs = [r for r in deciding([cell]) if r.done()]
-        mine = {a: [r.summary() for r in runs if r.arm == a] for a in names}
-        mine = {a: s for a, s in mine.items() if s}
-        if "all" not in mine:
-            continue
-        test = {a: [x["test"] for x in s] for a, s in mine.items()}
+def cells() -> list[dict]:
+    """Each cell (a world, a batch, an optimizer): what its base is like; of every arm the best
+    score of the screening and its learning rate, and of the runs at that rate the accuracies on
+    test, the columns by kind, and the difference from `all` and from `top`."""
+    found, out = {}, []
+    for run in (r for part in PLAN for r in part() if r.done()):
+        cell = run.share, run.entropy, run.prompts, run.group, run.optimizer
+        found.setdefault(cell, {}).setdefault(run.arm, {})[run] = run.summary()
+    for cell, arms in found.items():
+        chose = [s for runs in arms.values() for r, s in runs.items() if r.base == r.seed == 0]
+        best = {a: max((s for s in chose if s["arm"] == a), key=lambda s: s["score"]) for a in arms}
+        mine = {a: [s for s in arms[a].values() if s["rate"] == best[a]["rate"]] for a in arms}
+        test = {a: [s["test"] for s in x] for a, x in mine.items()}
         sd, df = pooled([*test.values()])
-        bases = [look(share, h, b) for b in range(3)]
-        row = dict(share=share, entropy=h, prompts=P, group=G, optimizer=optimizer, sd=sd, df=df)
-        row |= dict(
-            base={
-                k: float(np.mean([b[k] for b in bases]))
-                for k in bases[0]
-                if type(bases[0][k]) is float
-            }
-        )
-        row["arms"] = {}
-        for a, s in mine.items():
-            about = dict(mean=float(np.mean(test[a])), runs=test[a], rate=s[0]["rate"])
-            for k in (
-                "recall",
-                "precision",
-                "entropy_decisions",
-                "entropy_filler",
-                "entropy_bookkeeping",
-            ):
-                about[k] = np.mean([x[k] for x in s], 0).tolist()
-            for k in ("arithmetic", "truncated", "score"):
-                about[k] = float(np.mean([x[k] for x in s]))
-            about["kl"] = {k: float(np.mean([x["kl"][k] for x in s])) for k in KINDS}
-            row["arms"][a] = about | dict(minus_all=difference(test[a], test["all"], sd, df))
-            if "top" in test and a not in ("all", "top"):
-                row["arms"][a]["minus_top"] = difference(test[a], test["top"], sd, df)
+        row = dict(zip("share entropy prompts group optimizer".split(), cell, strict=True))
+        row |= dict(sd=sd if df else None, df=df, arms={}, base=[look(*cell[:2], 0)])
+        row["base"] += [look(*cell[:2], b) for b in (1, 2)] if df else []
+        for a, x in mine.items():
+            row["arms"][a] = arm = {k: best[a][k] for k in ("score", "rate")} | dict(test=test[a])
+            for k in ("precision", "recall", *(f"entropy_{kind}" for kind in KINDS)):
+                arm[k] = np.mean([s[k] for s in x], 0).tolist()  # at first, at last, in all
+            for k in ("arithmetic", "truncated", "grad_norm"):
+                arm[k] = float(np.mean([s[k] for s in x]))
+            arm["kl"] = {kind: float(np.mean([s["kl"][kind] for s in x])) for kind in KINDS}
+            for other in ({"all", "top"} & mine.keys()) - {a}:
+                arm[f"score_minus_{other}"] = best[a]["score"] - best[other]["score"]
+                arm[f"minus_{other}"] = difference(test[a], test[other], sd, df)
         out.append(row)
     return out
 
@@ -334,8 +295,11 @@ def decided() -> list[dict]:
 def correlation(cells: list[dict]) -> dict:
     """Recall on the base against top minus all over the screened cells of AdamW: rank correlation,
     and with each world left out."""
-    cells = [c for c in cells if c["optimizer"] == "adamw"]
-    pairs = [((c["share"], c["entropy"]), c["base"]["recall"], c["top_minus_all"]) for c in cells]
+    cells = [c for c in cells if c["optimizer"] == "adamw" and {"top", "all"} <= c["arms"].keys()]
+    pairs = [
+        ((c["share"], c["entropy"]), c["base"][0]["recall"], c["arms"]["top"]["score_minus_all"])
+        for c in cells
+    ]
     left = {}
     for world in dict.fromkeys(p[0] for p in pairs):
         rest = [p[1:] for p in pairs if p[0] != world]
@@ -349,7 +313,7 @@ def main(argv: list[str]) -> int:
     if argv not in ([], ["--plan"], ["--table"]):
         raise UserError("python -m study.grid takes --plan, --table or nothing")
     stop = files.stop_on_signal()
-    for part in (screening, deciding):
+    for part in PLAN:
         runs = list(part()) if argv else part()
         if argv == ["--plan"]:
             done = [r.summary()["cpu_seconds"] for r in runs if r.done()]
@@ -362,11 +326,9 @@ def main(argv: list[str]) -> int:
         while not argv and not all(run.done() for run in part()):  # another process's last ones
             time.sleep(5)
     if argv == ["--table"]:
-        cells = screened()
-        record = dict(screened=cells, correlation=correlation(cells), decided=decided())
-        RESULTS.mkdir(exist_ok=True)
+        record = dict(cells=(found := cells()), correlation=correlation(found))
         files.write_atomic(RESULTS / "grid.json", json.dumps(record, allow_nan=False).encode())
-        done = [r.summary() for part in (screening, deciding) for r in part() if r.done()]
+        done = [r.summary() for part in PLAN for r in part() if r.done()]
         lines = "".join(json.dumps(s) + "\n" for s in done)
         files.write_atomic(RESULTS / "grid.jsonl", lines.encode())
     return 0
