@@ -84,11 +84,10 @@ def preflight(
     one = block * c.recompute + tokens * e * (2 * M + D) + D * M * (e + 4 * copied)
     if m.tie_embeddings:
         one += matrix  # the head's part waits for the embedding's
-        embedding = max(2 * matrix, handed)
+        embedding = max(3 * matrix, handed)  # its own gradient, the head's, and their sum
     else:
         head, embedding = max(head, handed), handed
-    prepass = c.updates > 1 and c.entropy == "current" and c.keep in ("top", "bottom")
-    passes = 12 * scored * V * prepass - 4 * n  # before any gradient
+    passes = 12 * scored * V - 4 * n  # without gradient, before there is any
     return {
         "weights": 4 * n,
         "bf16 copy": e * n * copied,
