@@ -33,13 +33,14 @@ samples and computes with a bf16 copy, cast anew after every optimizer step, who
 added to the fp32 ones as each appears.
 """
 
+import copy
 import hashlib
 import math
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,13 +52,16 @@ import parallel
 from infra import files, flags, memory, weights
 from infra.files import UserError
 from infra.flags import flag
+from infra.plan import Plan, plan
 from model import Transformer
 from rollout import Rollout, Sampling
 from tasks.ask import (
     World,
     ask,
+    by_kind,
     countdown_of,
     draw,
+    kinds_of,
     measure,
     open_model,
     open_task,
@@ -65,7 +69,10 @@ from tasks.ask import (
     seed_of,
     show,
 )
+from tasks.countdown import KINDS
 from tasks.pretrain import make_optimizer
+
+NAMES, PART = " ".join(KINDS), "keep top bottom random"  # who takes a share of the tokens
 
 
 @dataclass(frozen=True)
@@ -91,10 +98,11 @@ class Config:
     holdout: float = flag(0.02, "share for validation, and for test", "[0, 0.5]", needs="data")
     skip_bad: bool = flag(False, "leave out malformed lines instead of stopping", needs="data")
 
-    keep: str = flag("top", "whose gradient counts", "top bottom random all", group="mask")
-    rho: float = flag(0.2, "share kept by top and random; bottom keeps the others", "(0, 1]")
-    entropy: str = flag("current", "the entropies that rank: the policy's", "current rollout")
-    pool: str = flag("minibatch", "tokens of which a share is taken", "minibatch microbatch")
+    keep: str = flag("top", "whose gradient counts", "top bottom random all " + NAMES, group="mask")
+    rho: float = flag(0.2, "share of top, random; bottom has the rest", "(0, 1]", needs=PART)
+    rho_end: float = flag(0.0, "rho moves there over half the steps; 0: not", "[0, 1]", needs=PART)
+    entropy: str = flag("current", "whose rank", "current rollout base", needs="keep top bottom")
+    pool: str = flag("minibatch", "that a share is taken of", "minibatch microbatch", needs=PART)
     normalize: str = flag("kept", "the loss is divided by this count of tokens", "kept all")
 
     steps: int = flag(54, "rollouts", "[1, inf)", group="step")
@@ -104,6 +112,7 @@ class Config:
     oversample: float = flag(1.5, "problems drawn per group still missing, each round", "[1, inf)")
     rounds: int = flag(2, "rounds of dynamic sampling at most", "[1, inf)")
     max_new: int = flag(160, "response tokens at most", "[1, inf)")
+    centre: str = flag("group", "tokens: the advantages' mean over tokens is 0", "group tokens")
     overlong: int = flag(0, "last tokens with a soft penalty (DAPO: 4096); 0 is off", "[0, inf)")
     temperature: float = flag(1.0, "of samples, log-probs and entropies alike", "[0, inf)")
     clip_low: float = flag(0.2, "lower clip of the ratio", "(0, 1)")
@@ -114,16 +123,20 @@ class Config:
     optimizer: str = flag("adamw", "sgd is plain: no momentum, no weight decay", "adamw sgd")
     lr: float = flag(1.5e-4, "constant after the warm-up; sgd: 0.05, hardly searched", "[0, inf)")
     warmup: int = flag(0, "optimizer steps of linear warm-up", "[0, inf)")
-    weight_decay: float = flag(0.1, "AdamW weight decay, on matrices", "[0, inf)")
-    beta2: float = flag(0.999, "AdamW beta2; beta1 is 0.9", "[0, 1)")
+    weight_decay: float = flag(0.1, "on matrices", "[0, inf)", needs="optimizer adamw")
+    beta2: float = flag(0.999, "AdamW's; beta1 is 0.9", "[0, 1)", needs="optimizer adamw")
     grad_clip: float = flag(1.0, "gradient norm at most", "[0, inf)")
 
     size: str = flag("tiny", "base model, a name of model.py", group="world", needs="no model")
     pretrain_steps: int = flag(3200, "of the base model", "[1, inf)", needs="no model")
+    base_seed: int = flag(0, "of the base model", "[0, 1e18)", needs="no model")
     n_numbers: int = flag(3, "numbers of a Countdown problem", "[2, 6]", needs="no data")
     max_number: int = flag(12, "largest number given", "[1, inf)", needs="no data")
     max_value: int = flag(30, "largest value on the way, and goal", "[1, inf)", needs="no data")
     ops: str = flag("+-*", "operations, some of +-*/", needs="no data")
+    attempts: int = flag(6, "failures after which a base trace stops", "[1, inf)", needs="no data")
+    filler_share: float = flag(0.0, "share of filler words", "[0, 0.57]", needs="no data")
+    filler_entropy: float = flag(0.69, "nats of each", "(0, 2.07]", needs="filler_share")
 
     save_every: int = flag(10, "steps between checkpoints", "[1, inf)", group="measuring")
     eval_every: int = flag(30, "steps between looks at validation; 0 is never", "[0, inf)")
@@ -155,14 +168,18 @@ def top_entropy(
 
 
 def keep_mask(
-    c: Config, entropy: Tensor, lot: Tensor, number: Tensor, N: int | None
+    c: Config, entropy: Tensor, lot: Tensor, kinds: Tensor, number: Tensor, N: int | None
 ) -> tuple[Tensor, float]:
     """Which of the pool's response tokens carry the gradient: (mask (n,) bool, tau in nats, 0 where
-    no threshold decides).  `lot` (n,) in [0, 1); the rest as in `top_entropy`.
+    no threshold decides).  `lot` (n,) in [0, 1), `kinds` (n,) of KINDS; the rest as in
+    `top_entropy`.
 
     top: the ceil(rho N) of highest entropy; bottom: all the others (the paper's "bottom 80%");
-    random: ceil(rho N) by lot, the control that the paper lacks; all: everything, plain DAPO.
+    random: ceil(rho N) by lot, the control that the paper lacks; all: everything, plain DAPO; a
+    kind: the tokens that the small world's grammar takes for it.
     """
+    if c.keep in KINDS:
+        return kinds == KINDS.index(c.keep), 0.0
     if c.keep == "all":
         return torch.ones_like(entropy, dtype=torch.bool), 0.0
     if c.keep == "random":
@@ -214,6 +231,7 @@ class Updated(NamedTuple):
     entropy: Tensor  # (n,), by which the tokens were ranked
     number: Tensor  # (n,), of each token in the rollout
     N: int  # tokens of the mini-batch, of all ranks
+    kinds: Tensor  # (n,) int64, of KINDS
     mask: Tensor  # (n,) bool
     logprobs: Tensor  # (K,), the policy's before the step
     old: Tensor  # (K,), the sampler's
@@ -228,33 +246,40 @@ def update(
     c: Config,
     lots: torch.Generator,
     first: bool,
+    kinds: Tensor,
+    ranker: Transformer | None = None,
 ) -> Updated:
     """Add the gradient of -J over the mini-batch, the samples `which`, to `model`'s; the caller
     clips it and steps.  advantages (B,), one a sample.
 
-    `first`: the policy has not moved since it drew the samples.
+    `first`: the policy has not moved since it drew the samples.  `kinds`, of KINDS, of all tokens
+    of the rollout; `ranker`: whose entropies rank, if not the policy's.
     """
     ranks, lengths = parallel.here(), samples.cu_seqlens.diff().tolist()
     parts, real = parallel.microbatches(lengths, which, c.microbatch)  # after `real`: no tokens
-    packed = [samples.sequences(part) for part in parts]
+    device = next(model.parameters()).device
+    packed = [samples.sequences(part, device) for part in parts]
     # The current policy's entropies.  The policy of the first update is the sampler, which noted
     # them; after that it has moved, and one pass without gradient finds them.
-    if first or c.entropy == "rollout" or c.keep in ("all", "random"):
+    noted = (first and not ranker) or c.entropy == "rollout"
+    if noted or c.keep not in ("top", "bottom"):
         entropies = [p.entropy for p in packed]
     else:
         with torch.no_grad():
-            entropies = [model(*p.scored(), c.temperature)[1] for p in packed]
+            entropies = [(ranker or model)(*p.scored(), c.temperature)[1] for p in packed]
     if not all(h.isfinite().all() for h in entropies):
         raise UserError("the policy's entropies are not finite; start again with a lower --lr")
     # One threshold for the whole mini-batch, on all ranks: a threshold for each micro-batch would
     # depend on how memory happens to cut the batch.
-    pools = [(h, samples.drawn(p)) for h, p in zip(entropies[:real], parts[:real], strict=True)]
-    none = entropies[0][:0], samples.drawn([])
+    drawn = [samples.drawn(part).to(device) for part in parts]
+    pools = [*zip(entropies[:real], drawn[:real], strict=True)]
+    none = entropies[0][:0], drawn[0][:0]
     entropy, number = (torch.cat(x) for x in zip(none, *pools, strict=True))  # (n,) each
     N = int(samples.lengths()[which].sum())
     scope = [(*pool, None) for pool in pools] if c.pool == "microbatch" else [(entropy, number, N)]
-    lot = torch.rand(len(samples.entropy), generator=lots).to(entropy.device)
-    kept = [keep_mask(c, h, lot[x], x, n) for h, x, n in scope]
+    lot = torch.rand(len(samples.entropy), generator=lots).to(device)
+    kinds = kinds.to(device)
+    kept = [keep_mask(c, h, lot[x], kinds[x], x, n) for h, x, n in scope]
     mask = torch.cat([torch.zeros_like(none[0], dtype=torch.bool), *(m for m, _ in kept)])  # (n,)
     # Counts of the whole step, not means of micro-batch means: every kept token weighs the same.
     counted = mask if c.normalize == "kept" else torch.ones_like(mask)
@@ -269,14 +294,14 @@ def update(
     for part, p, m in zip(parts, packed, masks, strict=True):
         # Only kept rows meet the vocabulary: the logits are the largest tensor of the step.
         logprobs, _ = model(*p.scored(m), c.temperature)  # (K,)
-        A = advantages[part].repeat_interleave(p.lengths())[m]  # (K,)
+        A = advantages[part].to(device).repeat_interleave(p.lengths())[m]  # (K,)
         terms, _ = surrogate(logprobs, p.logprobs[m], A, c)  # (K,)
         objective = terms.sum() / denominator
         (-objective).backward()
         loss -= objective.item()
         terms_of.append(torch.stack((logprobs.detach(), p.logprobs[m], A)))
-    taus = [tau for _, tau in kept]
-    return Updated(loss, taus, dlogp, entropy, number, N, mask, *torch.cat(terms_of, 1))
+    taus, kinds = [tau for _, tau in kept], kinds[number]
+    return Updated(loss, taus, dlogp, entropy, number, N, kinds, mask, *torch.cat(terms_of, 1))
 
 
 def columns(done: list[Updated], norms: list[float], c: Config) -> dict[str, float]:
@@ -290,8 +315,10 @@ def columns(done: list[Updated], norms: list[float], c: Config) -> dict[str, flo
         sums.update(h_kept=h[m].sum().item(), h_dropped=h[~m].sum().item())
         sums.update(clipped=int(surrogate(u.logprobs, u.old, u.advantages, c)[1].sum()))
         if c.pool == "microbatch" and c.keep in ("top", "bottom"):
-            whole, _ = keep_mask(c, h, h, u.number, u.N)
+            whole, _ = keep_mask(c, h, h, u.kinds, u.number, u.N)
             sums.update(shared=int((whole & m).sum()))
+        decided = u.kinds == KINDS.index("decisions")
+        sums.update(decided=int(decided.sum()), hit=int((decided & m).sum()))
     total = Counter(dict(zip(sums, ranks.total(*sums.values()), strict=True)))
     updates, n, kept = (max(x, 1) for x in (len(done), total["n"], total["kept"]))
     out = dict(
@@ -305,6 +332,8 @@ def columns(done: list[Updated], norms: list[float], c: Config) -> dict[str, flo
         clip_fraction=total["clipped"] / kept,
         max_dlogp=max(ranks.gather(done[0].max_dlogp)) if done else 0.0,
     )
+    if not c.data:  # of what was kept, decisions; of the decisions, kept
+        out |= dict(precision=total["hit"] / kept, recall=total["hit"] / max(total["decided"], 1))
     return out | (dict(pool_overlap=total["shared"] / kept) if "shared" in total else {})
 
 
@@ -319,6 +348,7 @@ class State:
     policy: Transformer  # samples and computes: the model itself in fp32, else its bf16 copy
     optimizer: torch.optim.Optimizer
     clock: files.Clock
+    ranker: Transformer | None  # the frozen base, where its entropies rank
     problems: str  # hash of those trained on: `position` means nothing among others
     step: int = 0
     n_updates: int = 0
@@ -369,9 +399,9 @@ def collect(
         rounds.append(samples)
         found = torch.cat((found, correct))  # (P * G,)
     samples = Rollout.join(rounds)
-    lengths, ended = samples.lengths().cpu(), samples.finished.float()
+    lengths, ended = samples.lengths(), samples.finished.float()
     rewards = found + overlong_penalty(lengths, c.max_new, c.overlong)
-    advantages = group_advantages(rewards, G).to(samples.tokens.device)
+    advantages = group_advantages(rewards, G)
     groups = mixed(found, G).nonzero()[:, 0].tolist()
     metrics = dict(reward=rewards.mean().item(), accuracy=found.mean().item())
     metrics |= dict(truncated=(1 - ended).mean().item(), length=lengths.float().mean().item())
@@ -381,15 +411,25 @@ def collect(
 
 def step(state: State, world: World, problems: list, c: Config) -> dict:
     """One rollout and its optimizer updates; returns the line of metrics."""
-    clock, cpu = time.perf_counter(), time.process_time()
+    clock, cpu, ranks = time.perf_counter(), time.process_time(), parallel.here()
+    ranks.doing(f"rollout of step {state.step + 1}")
     samples, advantages, groups, metrics = collect(state, world, problems, c)
+    ranks.doing(f"update of step {state.step + 1}")
+    kinds = kinds_of(world, samples)
+    if c.rho_end:
+        half = min(1.0, 2 * state.step / c.steps)
+        c = replace(c, rho=c.rho + half * (c.rho_end - c.rho))
     sampled, done, norms = time.perf_counter(), [], []
     n = min(c.updates, len(groups))  # 0 when no group was mixed: nothing to learn from
     for u in range(n):
         mine = groups[u * len(groups) // n : (u + 1) * len(groups) // n]
         which = [g * c.group + i for g in mine for i in range(c.group)]
         lots = torch.Generator().manual_seed(seed_of(c.seed, "lots", state.n_updates))
-        one = update(state.policy, samples, advantages, which, c, lots, first=u == 0)
+        A = advantages
+        if c.centre == "tokens":  # any constant is as good a baseline: a token's score has mean 0
+            lengths = samples.lengths()[which].float()
+            A = A - (A[which] @ lengths) / lengths.sum()
+        one = update(state.policy, samples, A, which, c, lots, u == 0, kinds, state.ranker)
         norm = parallel.clip_gradients(state.model, c.grad_clip)
         if not (math.isfinite(one.loss) and math.isfinite(norm)):
             where = f"step {state.step + 1}, update {u + 1}: loss {one.loss}, gradient norm {norm}"
@@ -405,6 +445,8 @@ def step(state: State, world: World, problems: list, c: Config) -> dict:
     state.step += 1
     trained = time.perf_counter()
     metrics |= dict(groups=len(groups)) | columns(done, norms, c)
+    if not c.data:
+        metrics |= by_kind(state.policy, samples, kinds, c.temperature)
     metrics["rollout_tok_s"] = metrics["sampled_tokens"] / (sampled - clock)
     metrics["update_tok_s"] = sum(u.N for u in done) / (trained - sampled)
     spent = dict(seconds=trained - clock, cpu_seconds=time.process_time() - cpu)
@@ -449,7 +491,7 @@ def run(c: Config, stop: Callable[[], bool]) -> dict:
     with parallel.joined(c.tp, device) as ranks:
         folder = claim_folder(c, write=False)  # refuse early; what cannot open leaves nothing
         model, world, splits, earlier = open_task(c, device, stop)
-        print(memory.check(model, world, splits, c))
+        print(memory.check(model, world, splits, c, ranks.dp))
         log = files.Log(folder, c.wandb, c.tensorboard)
         claim_folder(c)
         counts = ", ".join(f"{len(p)} {k} problems" for k, p in splits.items())
@@ -497,7 +539,10 @@ def begin(model: Transformer, problems: list, c: Config, clock: files.Clock) -> 
     masters = parallel.masters(model)
     optimizer = make_optimizer(masters, c.lr, c.weight_decay, c.beta2, c.optimizer)
     digest = hashlib.sha256(repr(problems).encode()).hexdigest()[:16]
-    return State(model, policy, optimizer, clock, digest)
+    if c.entropy == "base" and parallel.here().mesh:
+        raise UserError("--entropy base needs a second whole model: one process alone has it")
+    base = copy.deepcopy(policy) if c.entropy == "base" else None
+    return State(model, policy, optimizer, clock, base, digest)
 
 
 def configure(given: dict) -> Config:
@@ -524,9 +569,12 @@ def start(argv: list[str]) -> int:
     """The command line: one run, or with --eval or --arms the study's own commands."""
     from study import arms, evaluate  # they stand above the loop and import it
 
-    kinds = (Config, evaluate.Evaluation, arms.Comparison)
+    kinds = (Config, Plan, evaluate.Evaluation, arms.Comparison)
     given = flags.parse(kinds, argv, "fork_gpt.py", __doc__.partition("One step:")[0])
-    evaluation, comparison = (flags.take(kind, given) for kind in kinds[1:])
+    planned, evaluation, comparison = (flags.take(kind, given) for kind in kinds[1:])
+    if planned.plan:
+        print(plan(configure(given), planned))
+        return 0
     if evaluation.eval:
         return evaluate.main(evaluation, given, argv)
     if comparison.arms:

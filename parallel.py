@@ -14,13 +14,15 @@ the dp ranks have the same model and different samples.
 Sampling gathers the weights once, decodes without a word between dp ranks, and lets them go: the
 policy that trains is the policy that samples, nothing is pushed anywhere.
 
-- Data parallel is FSDP2 by block: every micro-batch gathers a block's weights forward and backward
-  (all-gather, bf16) and sums its gradient (reduce-scatter, fp32).
+- Data parallel is FSDP2 by block.  A micro-batch of L blocks takes 2 L + 1 all-gathers of weights
+  (compute dtype) and L + 1 reduce-scatters of gradients (fp32).
 - Tensor parallel is plain tensors (Shoeybi et al. 2019): attention and MLP are cut by heads and
   columns, so each needs one sum forward (`Reduce`) and one backward (`Copy`); embedding and head
-  are cut by vocabulary.  The modules of model.py do not know: hooks around them do it.
-- After the rollout the dp ranks exchange their samples, integers mostly, and each takes a share of
-  every mini-batch, the longest first to whoever has the least.
+  are cut by vocabulary: one sum, and a maximum and a sum forward and a sum backward.  What is
+  computed again in the backward pass sums again, but for a block's last sum.  A decode step takes
+  2 L + 1 all-reduces and one all-gather, of logits.  model.py does not know: hooks around it do it.
+- After the rollout the dp ranks exchange their samples, and each takes a share of every mini-batch,
+  the longest first to whoever has the least.
 - A threshold sums counts (`largest`), a step a few numbers for the log; nothing else is sent.
 """
 
@@ -29,7 +31,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -44,6 +46,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from infra import files, weights
 from infra.files import UserError
+from infra.memory import cut
 from infra.watch import Watch, cause, is_lost_peer
 from model import Shape, Transformer, at_least_fp32
 
@@ -216,17 +219,6 @@ ROWS = ("q_proj", "gate_proj", "up_proj", "embed_tokens", "lm_head")  # cut by o
 COLUMNS = ("o_proj", "down_proj")  # cut by input features
 KEYS = ("k_proj", "v_proj")  # by rows while there are as many KV heads as tp ranks, else whole
 PARTIAL = ("q_norm", "k_norm")  # whole, but each rank's gradient is of its own heads
-
-
-def cut(shape: Shape, tp: int) -> Shape:
-    """The shape that one tp rank holds.  UserError for what does not divide."""
-    for name in ("n_head", "n_mlp", "vocab_size"):
-        if getattr(shape, name) % tp:
-            raise UserError(f"--tp {tp}: it must divide {name}, which is {getattr(shape, name)}")
-    if shape.n_kv_head % tp and tp % shape.n_kv_head:
-        raise UserError(f"--tp {tp}: it must divide {shape.n_kv_head} KV heads, or they it")
-    mine = {name: getattr(shape, name) // tp for name in ("n_head", "n_mlp", "vocab_size")}
-    return replace(shape, n_kv_head=max(1, shape.n_kv_head // tp), **mine)
 
 
 def placed(name: str, full: Sequence[int], shape: Shape, ranks: Ranks) -> list[tuple[int, int]]:
@@ -425,9 +417,9 @@ def gathered(x: Tensor) -> list[Tensor]:
         return [x]
     sizes = HERE.gather(len(x))
     kind = torch.uint8 if x.dtype == torch.bool else x.dtype  # not every backend sends bools
-    mine = x.new_zeros(max(sizes), dtype=kind)
+    mine = torch.zeros(max(sizes), dtype=kind, device=HERE.mesh.device_type)
     mine[: len(x)] = x
-    return [row[:n].to(x.dtype) for row, n in zip(HERE.all(mine), sizes, strict=True)]
+    return [row[:n].to(x) for row, n in zip(HERE.all(mine), sizes, strict=True)]
 
 
 # ---------------------------------------------------------------------- one process in bf16

@@ -31,6 +31,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import parallel
+from infra import weights
+from infra.files import UserError, command
 from model import NEVER, Transformer, at_least_fp32, attend, entropy_of, positions_of
 
 # decode steps between looks at which rows ended, 1 elsewhere: each look waits for the device
@@ -53,7 +55,7 @@ class Sampling:
 @dataclass
 class Rollout:
     """Samples as one packed stream, prompt then response, sample after sample; sample b answers
-    prompt b // G.
+    prompt b // G.  In the memory of the host: a step may have more samples than a GPU has room for.
 
     tokens (S,) int64; cu_seqlens (B+1,) int32; response (S,) bool, true on sampled tokens; finished
     (B,) bool, false when cut at the limit.  Of the n sampled tokens alone: logprobs and entropy
@@ -83,12 +85,15 @@ class Rollout:
         at = at if mask is None else at[mask]
         return self.tokens, self.cu_seqlens, at - 1, self.tokens[at]
 
-    def sequences(self, which: Sequence[int]) -> "Rollout":
-        """The samples `which`, in that order, packed anew."""
+    def sequences(
+        self, which: Sequence[int], device: torch.device | str | None = None
+    ) -> "Rollout":
+        """The samples `which`, in that order, packed anew and moved to the device that scores."""
         index, cu_seqlens = spans(self.cu_seqlens, which)  # (S',)
         drawn, finished = self.drawn(which), self.finished[which]
         stream = self.tokens[index], cu_seqlens, self.response[index]
-        return Rollout(*stream, self.logprobs[drawn], self.entropy[drawn], finished)
+        part = (*stream, self.logprobs[drawn], self.entropy[drawn], finished)
+        return Rollout(*(x.to(device or x.device) for x in part))
 
     def drawn(self, which: Sequence[int]) -> Tensor:
         """The numbers, among all n sampled tokens, of those of the samples `which` (n',) int64."""
@@ -330,16 +335,16 @@ class Slots:
 
     def rollout(self, prompts: Sequence[Sequence[int]], G: int) -> Rollout:
         """What was noted, as one stream."""
-        device, count = self.tokens.device, self.count
-        head, head_cu = pack([p for p in prompts for _ in range(G)], device)
+        count, finished = self.count.cpu(), self.finished.cpu()
+        head, head_cu = pack([p for p in prompts for _ in range(G)], count.device)
         n_prompt = head_cu.diff().long()
         cu_seqlens = F.pad((n_prompt + count).cumsum(0), (1, 0)).int()
         response = positions_of(cu_seqlens) >= n_prompt.repeat_interleave(n_prompt + count)  # (S,)
-        noted = torch.arange(self.tokens.shape[1], device=device) < count[:, None]  # (R, max_new)
-        tokens = torch.empty(len(response), dtype=torch.long, device=device)
-        tokens[~response], tokens[response] = head, self.tokens[noted]
-        drawn = self.logprobs[noted], self.entropy[noted]  # (n,) each
-        return Rollout(tokens, cu_seqlens, response, *drawn, self.finished)
+        noted = torch.arange(self.tokens.shape[1]) < count[:, None]  # (R, max_new)
+        drawn, *about = (x.cpu()[noted] for x in (self.tokens, self.logprobs, self.entropy))
+        tokens = torch.empty(len(response), dtype=torch.long)
+        tokens[~response], tokens[response] = head, drawn
+        return Rollout(tokens, cu_seqlens, response, *about, finished)
 
 
 @torch.no_grad()
@@ -403,9 +408,6 @@ def colour_trace(words: Sequence[str], entropy: Sequence[float], colour: bool | 
 
 def main() -> int:
     """The command line: samples of one prompt, shaded by the entropy at T=1."""
-    from infra.files import UserError
-    from tasks.ask import open_model  # only the command line looks upwards
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("prompt", help='for the small world e.g. "use 8 7 3 goal 18 ;"')
     parser.add_argument("--model", required=True, help="folder of a run or a base model")
@@ -415,29 +417,37 @@ def main() -> int:
     parser.add_argument("--t-fork", type=float, default=1.0, help="temperature at forks")
     parser.add_argument("--n", type=int, default=1, help="samples")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
+    parser.add_argument("--tp", type=int, default=1, help="processes of torchrun to one model")
     a = parser.parse_args()
-    for name, low in (("n", 1), ("max_new", 1), ("temperature", 0), ("t_fork", 0)):
+    for name, low in (("n", 1), ("max_new", 1), ("temperature", 0), ("t_fork", 0), ("tp", 1)):
         if not low <= getattr(a, name) < float("inf"):
             parser.error(f"--{name.replace('_', '-')} {getattr(a, name)}: at least {low}, finite")
     torch.set_num_threads(1)  # rows are few: more threads only wait for each other
-    try:
-        model, tokenizer = open_model(a.model)
-    except UserError as e:
-        print(f"rollout: {e}", file=sys.stderr)
-        return 2
-    prompt = tokenizer.encode(a.prompt)
-    if not prompt:
-        parser.error("the prompt has no tokens")
-    how = Sampling(a.temperature, a.threshold, a.t_fork)
-    samples = generate(model, [prompt], a.n, a.max_new, tokenizer.eos, how, a.seed, progress=True)
-    with torch.no_grad():  # shade by the entropy at T=1 whatever the decoding temperature was
-        _, entropy = model(*samples.scored())  # (n,)
-    shades = torch.zeros(len(samples.tokens))
-    shades[samples.response] = entropy
-    ends = samples.cu_seqlens.tolist()
-    for start, end in zip(ends[:-1], ends[1:], strict=True):
-        words = [tokenizer.token(i) for i in samples.tokens[start:end].tolist()]
-        print(colour_trace(words, shades[start:end].tolist()).strip())
+    return command("rollout.py", lambda _: trace(a), sys.argv[1:])
+
+
+def trace(a: argparse.Namespace) -> int:
+    """Sample and print.  UserError for a prompt of no tokens and for what is no model."""
+    from tasks.ask import open_model  # only the command line looks upwards
+
+    how, device = Sampling(a.temperature, a.threshold, a.t_fork), weights.device(a.device)
+    with parallel.joined(a.tp, device):
+        model, tokenizer = open_model(a.model, device)
+        prompt = tokenizer.encode(a.prompt)
+        if not prompt:
+            raise UserError("the prompt has no tokens")
+        samples = generate(
+            model, [prompt], a.n, a.max_new, tokenizer.eos, how, a.seed, progress=True
+        )
+        with torch.no_grad():  # shade by the entropy at T=1, whatever they were drawn at
+            _, entropy = model(*samples.sequences(range(a.n), device).scored())  # (n,)
+        shades = torch.zeros(len(samples.tokens))
+        shades[samples.response] = entropy.cpu()
+        ends = samples.cu_seqlens.tolist()
+        for start, end in zip(ends[:-1], ends[1:], strict=True):
+            words = [tokenizer.token(i) for i in samples.tokens[start:end].tolist()]
+            print(colour_trace(words, shades[start:end].tolist()).strip())
     return 0
 
 

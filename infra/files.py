@@ -149,7 +149,9 @@ def command(program: str, work: Callable[[list[str]], int], argv: list[str]) -> 
             raise
         why = f"{str(e).splitlines()[0]}: lower --rows or --microbatch, or --recompute"
     except KeyboardInterrupt:
-        print(f"\nstopped; to continue: python {program} {shlex.join(argv)}", file=sys.stderr)
+        world = os.environ.get("LOCAL_WORLD_SIZE")
+        start = f"torchrun --nproc-per-node {world}" if world else "python"
+        print(f"\nstopped; to continue: {start} {program} {shlex.join(argv)}", file=sys.stderr)
         return 130
     print(f"{program}: {why}", file=sys.stderr)
     return 2

@@ -20,7 +20,7 @@ from infra.weights import check_room, from_pretrained, load_model, published
 from model import Shape, Transformer
 from rollout import Rollout, Sampling, colour_trace, generate
 from tasks import pretrain
-from tasks.countdown import Countdown
+from tasks.countdown import KINDS, Countdown
 from tasks.maths import TEMPLATES, Maths, read_problems, split_by_hash
 from tasks.tokenizer import Tokenizer, qwen_tokenizer, word_tokenizer
 
@@ -161,6 +161,26 @@ def distribution(entropy: Tensor) -> dict[str, float]:
     }
 
 
+def kinds_of(world: World, samples: Rollout) -> Tensor:
+    """What the grammar takes each sampled token for, (n,) int64 of KINDS; -1 where none tells."""
+    return torch.tensor(world.kinds(samples.tokens.tolist()))[samples.response.cpu()]
+
+
+@torch.no_grad()
+def by_kind(model: Transformer, samples: Rollout, kinds: Tensor, T: float) -> dict[str, float]:
+    """Of the first 16 samples, by kind of token, kinds (n,): the mean entropy they were drawn with,
+    nats; and how far `model` has moved from the policy that drew them, KL(old, new) from one draw
+    each (r - 1 - log r), nats a response token of any kind: the parts add up."""
+    samples = samples.sequences(range(min(16, len(samples.finished))))
+    log_ratio = model(*samples.scored(), T)[0] - samples.logprobs
+    kl, out = (log_ratio.expm1() - log_ratio).cpu(), {}
+    for i, name in enumerate(KINDS):
+        mine = kinds[: len(kl)] == i
+        out[f"entropy_{name}"] = samples.entropy.cpu()[mine].sum().item() / max(int(mine.sum()), 1)
+        out[f"kl_{name}"] = kl[mine].sum().item() / len(kl)
+    return out
+
+
 def entropy_by_token(tokens: Tensor, entropy: Tensor, floor: int) -> list[tuple[int, float, int]]:
     """(token id, mean entropy in nats of the positions where it was drawn, how often), the most
     forking first.
@@ -226,12 +246,13 @@ def show(
 
 def countdown_of(c: Any) -> Countdown:
     """The small world of a config."""
-    return Countdown(c.n_numbers, c.max_number, c.ops, c.max_value)
+    keys = "n_numbers max_number ops max_value attempts filler_share filler_entropy".split()
+    return Countdown(**{k: getattr(c, k) for k in keys})
 
 
 def recipe_of(c: Any) -> pretrain.Pretrain:
     """How the base model of a config's small world is made."""
-    return pretrain.Pretrain(size=c.size, steps=c.pretrain_steps)
+    return pretrain.Pretrain(size=c.size, steps=c.pretrain_steps, seed=c.base_seed)
 
 
 def open_model(

@@ -137,6 +137,10 @@ class Maths:
         """Nothing in free text can be checked statement by statement."""
         return []
 
+    def kinds(self, ids: Sequence[int]) -> list[int]:
+        """-1: no grammar tells the decisions of free text from its wording."""
+        return [-1] * len(ids)
+
     def reward(self, problem: MathProblem, text: str) -> float:
         """1.0 when the response's final answer equals the problem's, else 0.0.  Never raises."""
         return float(verify.grade(self._said(text), problem.answer, self._mode()))
