@@ -427,7 +427,7 @@ def step(state: State, world: World, problems: list, c: Config) -> dict:
         lots = torch.Generator().manual_seed(seed_of(c.seed, "lots", state.n_updates))
         A = advantages
         if c.centre == "tokens":  # any constant is as good a baseline: a token's score has mean 0
-            lengths = samples.lengths()[which].float()
+            lengths = samples.lengths()[which].to(A)
             A = A - (A[which] @ lengths) / lengths.sum()
         one = update(state.policy, samples, A, which, c, lots, u == 0, kinds, state.ranker)
         norm = parallel.clip_gradients(state.model, c.grad_clip)
