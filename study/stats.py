@@ -65,6 +65,7 @@ def shares(
     np.add.at(sums, (of, group), x)
     draws = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), 2000)
     drawn = np.concatenate([np.ones((1, len(sums))), draws]) @ sums  # (1 + 2000, n)
+    drawn = drawn[drawn.sum(1) != 0]  # few clusters may come to nothing, of which there are no shares
     found = drawn / drawn.sum(1, keepdims=True)
     found = found.cumsum(1) if cumulate else found
     return np.concatenate([found[:1], np.percentile(found[1:], (2.5, 97.5), axis=0)])
