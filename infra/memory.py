@@ -103,15 +103,14 @@ def preflight(
     one = block * c.recompute + tokens * e * (2 * M + D) + D * M * (e + 4 * copied)
     if m.tie_embeddings:
         one += matrix  # the head's part waits for the embedding's
-        embedding = max(2 * matrix, handed)
+        embedding = max(3 * matrix, handed)  # its own gradient, the head's, and their sum
     else:
         head, embedding = max(head, handed), handed
     # a cut model gathers a block at a time, and one ahead; their gradients go out in fp32
     layer = (n - V * D * (2 - m.tie_embeddings)) // m.n_layer
     root = V * D * (2 - m.tie_embeddings)
     blocks = root * e + 2 * layer * e + max(root, layer) * (e + 4) if ranks else 0
-    prepass = c.updates > 1 and c.entropy != "rollout" and c.keep in ("top", "bottom")
-    passes = 12 * scored * V * prepass - 4 * n // dp  # before any gradient
+    passes = 12 * scored * V - 4 * n // dp  # without gradient, before there is any
     return {
         "weights": 4 * n // dp,
         "bf16 copy": e * n * copied,

@@ -656,7 +656,7 @@ def decomposition_table(
     """Of each token (N,) the unbiased estimate of its squared difference, its entropy, its cluster,
     what it is there for and its word -> the shares of the sum by decile of entropy, by name, by
     word, and of the tokens of highest entropy."""
-    if not x.any():
+    if not x.sum():
         raise Missing("every continuation ended alike: nothing is decided anywhere")
     h = entropy.double().numpy()
 

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 import fork_gpt
+import parallel
 from fork_gpt import Config, top_entropy
 from infra import checkpoint, files
 from infra.files import UserError
@@ -198,8 +199,8 @@ def work(run: Any, stop: Callable[[], bool], split: str = "test") -> None:
         state = fork_gpt.begin(model, splits["train"], c, clock)
         log = files.Log(folder, False, False)
         if found := checkpoint.found(folder / "checkpoints"):
-            state.load(found[-1])
-        log.cut(state.step)
+            parallel.load(found[-1], state)
+        log.begin(state.step, c.steps, f"rlvr {c.keep}")
         fork_gpt.train(state, world, splits, c, log, stop)
         found, _ = measure(state.policy, world, splits[split], c)
         lines = [json.loads(x) for x in open(folder / "metrics.jsonl")]

@@ -104,11 +104,12 @@ def test_keep_modes():
 
     def keep(which: str) -> tuple[torch.Tensor, float]:
         lot = torch.rand(10, generator=lots)
-        return keep_mask(Config(keep=which), h, lot, number, None)
+        return keep_mask(Config(keep=which), h, lot, number % 3, number, None)
 
     (top, _), (bottom, tau) = keep("top"), keep("bottom")
     assert (top ^ bottom).all() and bottom.sum() == 8 and tau == pytest.approx(0.9)
     assert keep("all")[0].all()
+    assert keep("decisions")[0].nonzero()[:, 0].tolist() == [1, 4, 7] and keep("decisions")[1] == 0
     counts = sum(keep("random")[0].int() for _ in range(2000))
     assert counts.sum() == 4000
     # 10 binomials of mean 400, sd 17.9: five sd is passed by chance once in 10^5 runs of this test
@@ -155,14 +156,15 @@ def test_clip_by_hand(ratio, advantage, dual, term, clipped):
 def test_entropies_that_are_not_finite_are_refused_before_anything_is_learned():
     """A NaN's bits sort above every number, or crash the select, depending on its sign."""
     model = random_model(Shape(16, 2, 4, 2, 8, 24, 37))
-    samples = generate(model, [[1, 2, 3], [4, 5]], 2, 9, 0)
+    samples, c = generate(model, [[1, 2, 3], [4, 5]], 2, 9, 0), Config()
+    kinds = torch.zeros(len(samples.entropy), dtype=torch.long)
     with torch.no_grad():
         model.model.norm.weight.fill_(math.nan)
     for first in (True, False):
         if first:
             samples.entropy[-1] = math.nan
         with pytest.raises(UserError, match="not finite.*--lr"):
-            fork_gpt.update(model, samples, torch.ones(4), [*range(4)], Config(), seeded(), first)
+            fork_gpt.update(model, samples, torch.ones(4), [*range(4)], c, seeded(), first, kinds)
         assert all(p.grad is None for p in model.parameters())
 
 
@@ -205,7 +207,7 @@ def test_dynamic_sampling_refills_is_bounded_and_never_raises(monkeypatch, right
 
     monkeypatch.setattr(fork_gpt, "draw", drawn)
     c = Config(prompts=4, group=4, rounds=rounds, oversample=1.0, max_new=3)
-    state = fork_gpt.State(model, model, None, None, "")
+    state = fork_gpt.State(model, model, None, None, None, "")
     samples, advantages, got, metrics = fork_gpt.collect(state, Scripted(), [], c)
     if groups:
         # round 1 draws 4, two are mixed; round 2 draws the 2 missing, one is mixed
@@ -230,14 +232,15 @@ CHANGES = dict(
     seed=1, keep="all", rho=0.4, entropy="rollout", pool="microbatch", normalize="all", prompts=4,
     group=5, updates=3, oversample=2.0, rounds=4, max_new=8, overlong=3, temperature=0.8,
     clip_low=0.01, clip_high=0.01, dual_clip=1.1, optimizer="sgd", lr=0.03, warmup=9,
-    weight_decay=0.9, beta2=0.5, grad_clip=0.1, dtype="bfloat16",
+    weight_decay=0.9, beta2=0.5, grad_clip=0.1, dtype="bfloat16", rho_end=0.5, centre="tokens",
 )  # fmt: skip
 WITH = dict(dual_clip=dict(lr=0.5), rounds=dict(rounds=1), entropy=dict(lr=0.1))
 SPEED = dict(rows=4, microbatch=20, recompute=True)
 ELSEWHERE = (
     "out resume device threads steps tp "  # test_run, and below
     "model data template verifier max_prompt holdout skip_bad "  # test_road, test_wrong_inputs
-    "size pretrain_steps n_numbers max_number max_value ops "  # below
+    "size pretrain_steps base_seed n_numbers max_number max_value ops "  # below
+    "attempts filler_share filler_entropy "
     "save_every eval_every eval_k eval_problems snapshot_every wandb tensorboard"  # test_run
 ).split()
 
@@ -266,9 +269,10 @@ def test_every_flag_does_something_and_those_of_speed_nothing_else(fp64):
 
 
 def test_flags_make_the_small_world_and_its_base():
-    c = Config(n_numbers=2, max_number=5, max_value=9, ops="+-", size="mini", pretrain_steps=7)
-    assert countdown_of(c) == Countdown(2, 5, "+-", 9)
-    assert recipe_of(c) == Pretrain(size="mini", steps=7)
+    c = Config(n_numbers=2, max_number=5, max_value=9, ops="+-", attempts=4, filler_share=0.2,
+               filler_entropy=0.5, size="mini", pretrain_steps=7, base_seed=3)  # fmt: skip
+    assert countdown_of(c) == Countdown(2, 5, "+-", 9, 3, 4, 0.2, 0.5)
+    assert recipe_of(c) == Pretrain(size="mini", steps=7, seed=3)
 
 
 # ---------------------------------------------------------------------- bad input

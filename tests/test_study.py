@@ -18,7 +18,8 @@ from model import Shape, Transformer, entropy_of
 from rollout import Rollout, Sampling, generate
 from study import findings as study
 from study import report
-from study.findings import Flags, Missing, Run
+from study.findings import Flags, Run
+from study.stats import deciles, spearman
 from tasks import ask, pretrain
 from tasks.ask import describe, distribution, entropy_by_token, interval, measure
 from tasks.countdown import Countdown
@@ -158,7 +159,7 @@ def test_deciles_against_sorting():
     rng = random.Random(4)
     for n in (1, 7, 10, 205):
         x = [rng.choice([0.0, rng.random()]) for _ in range(n)]
-        got = study.deciles(torch.tensor(x)).tolist()
+        got = deciles(torch.tensor(x)).tolist()
         for rank, i in enumerate(sorted(range(n), key=lambda i: (x[i], i))):
             assert got[i] == rank * 10 // n
 
@@ -172,20 +173,8 @@ def test_spearman_against_a_slow_version():
         return [1 + sum(b < a for b in v) + (sum(b == a for b in v) - 1) / 2 for a in v]
 
     want = np.corrcoef(ranks(x), ranks(y))[0, 1]
-    assert study.spearman(np.array(x), np.array(y)) == pytest.approx(want)
-    a = np.array([1.0, 5.0, 3.0])
-    found = [study.spearman(a, b) for b in (a**3, -a, np.ones(3))]
-    assert found == pytest.approx([1, -1, 0])
-
-
-def test_clustered_resamples_whole_responses():
-    """Ten tokens of equal effect in a response are one observation, not ten."""
-    values = np.random.default_rng(6).random(30)
-    tokens, cluster = values.repeat(10), np.arange(30).repeat(10)
-    low, high = study.clustered(lambda i: tokens[i].mean(), cluster, 2000)
-    assert (low, high) == pytest.approx(interval(values, range(30)), abs=0.01)
-    plain = interval(tokens, range(300))
-    assert high - low > 2.5 * (plain[1] - plain[0])  # sqrt(10) = 3.2
+    assert spearman(np.array(x), np.array(y)) == pytest.approx(want)
+    assert [spearman([1, 5, 3], b) for b in ([1, 125, 27], [-1, -5, -3])] == pytest.approx([1, -1])
 
 
 def test_gradients_compared_by_hand():
@@ -207,18 +196,10 @@ def test_unchanged_at_bf16_resolution():
     final["model.embed_tokens.weight"] *= 1.001
     final["model.layers.0.mlp.up_proj.weight"][:2] = 1.1
     final["model.norm.weight"][1:] = -1
-    got = study.unchanged(base, final)
-    assert got["unchanged"] == pytest.approx(15 / 20) and got["dtype"] == "bfloat16"
+    got = study.unchanged(base, final, decay=1.0)
+    assert got["unchanged"] == got["beyond"] == pytest.approx(15 / 20) and got["decayed"] == 1
     rows = [("embed_tokens", 1.0, 8), ("layers 0", 6 / 8, 8), ("norm", 1 / 4, 4)]
     assert [(r["name"], r["unchanged"], r["n"]) for r in got["layers"]] == rows
-
-
-def test_steps_of_a_trace_and_of_a_text():
-    words = "try 8 + 3 = 11 no wait left 8 3 ; try 8 * 3".split(" ")
-    assert study.steps_of([f" {w}" for w in words], True) == [(0, 12), (12, 16)]
-    text = ["So", " try", "\n", "Then", " 3", ".\n\n", "42"]
-    assert study.steps_of(text, False) == [(0, 3), (3, 6), (6, 7)]
-    assert study.steps_of([" 5"], True) == [(0, 1)]
 
 
 # ---------------------------------------------------------------------- from models
@@ -265,7 +246,7 @@ def test_alternatives_against_the_whole_distribution():
     with torch.no_grad():
         model.head_weight[model.n_vocab :] = 5 * model.head_weight[3]
     s = sampled(model, T=0.8)
-    p, h, best, ids = study.alternatives(model, s, 5, 0.8)
+    p, h, best, ids, _ = study.alternatives(model, s, 5, 0.8)
     assert torch.allclose(p, s.logprobs.exp(), atol=FP32)
     assert torch.allclose(h, s.entropy, atol=FP32)
     logits = all_logits(model, s.tokens, s.cu_seqlens)[s.scored()[2]]
@@ -280,13 +261,16 @@ def test_anatomy_adds_up_to_the_gradient_of_the_first_update(monkeypatch):
     s = sampled(model, n=4, G=4, T=0.9)
     rewards = torch.randint(0, 2, (16,), generator=seeded()).float()
     advantages, h = fork_gpt.group_advantages(rewards, 4), s.entropy
-    masks = torch.stack([study.deciles(h) == d for d in range(10)])
-    parts = study.gradients(model, s, advantages, masks, 4, 0.9)  # (10, 2, P)
+    A = advantages.repeat_interleave(s.lengths())
+    weights = torch.stack([A * (deciles(h) == d) for d in range(10)])
+    parts = study.gradients(model, s, weights, 4, 0.9)  # (10, 2, P)
 
     def updated(which, **kw):
         c = fork_gpt.Config(temperature=0.9, normalize="all", **kw)
         model.zero_grad()
-        fork_gpt.update(model, s, advantages, [*which], c, seeded(), first=True)
+        fork_gpt.update(
+            model, s, advantages, [*which], c, seeded(), True, torch.zeros(len(h)).long()
+        )
         return -torch.cat([p.grad.flatten() for p in model.parameters()])
 
     full = updated(range(16), keep="all")
@@ -300,7 +284,7 @@ def test_anatomy_adds_up_to_the_gradient_of_the_first_update(monkeypatch):
     assert torch.allclose(parts[:, 0].sum(0), half, rtol=0, atol=near)
     # a large model's gradient is thinned, its norm estimated
     monkeypatch.setattr(study, "COORDINATES", len(full) // 4)
-    thin = study.gradients(model, s, advantages, masks, 4, 0.9).sum((0, 1))
+    thin = study.gradients(model, s, weights, 4, 0.9).sum((0, 1))
     assert len(thin) < len(full) / 4 and thin.norm() == pytest.approx(full.norm().item(), rel=0.15)
 
 
@@ -321,7 +305,8 @@ def make_run(folder, steps: int = 4, world=WORLD, shape=SHAPE) -> Run:
         with torch.no_grad():
             for p in model.parameters():
                 p += 0.05 * torch.randn(p.shape, generator=generator)
-        line = dict.fromkeys([*keys.split(), "kept_fraction"], step / 8) | dict(step=step + 1)
+        line = dict.fromkeys([*keys.split(), "kept_fraction"], step / 8)
+        line |= dict(step=step + 1, groups=3)
         log += json.dumps(line | (dict(val_accuracy=0.5) if step == 1 else {})) + "\n"
     model.load_state_dict(kept)
     if world is WORLD:
@@ -332,7 +317,7 @@ def make_run(folder, steps: int = 4, world=WORLD, shape=SHAPE) -> Run:
     return Run(folder, c, world, world.splits(), model, states=states)
 
 
-SMALL = Flags(all=True, problems=6, k=2, responses=3, positions=20, continuations=2)
+SMALL = Flags(all=True, problems=6, k=2, responses=3, continuations=2)
 
 
 def refuse(name: str) -> None:
@@ -408,8 +393,7 @@ def test_traces_of_a_run(whole):
                 assert len(p) == 5 and sum(p) < 1.01 and p == sorted(p, reverse=True)
                 if "\ufffd" not in t["t"]:  # a byte that is no character has no text of its own
                     assert dict(map(tuple, t["alt"])).get(t["t"], t["p"]) == t["p"]
-    outcomes = [r["base"]["correct"] for r in data["traces"]]
-    assert len(outcomes) == 6 and sum(outcomes) == 3, "both outcomes are shown"
+    assert len(data["traces"]) == 6 and len({r["problem"] for r in data["traces"]}) == 6
 
 
 def test_during_of_a_run(whole):
@@ -434,126 +418,109 @@ def test_during_of_a_run(whole):
 
 def test_two_temperatures_of_a_run(whole):
     run, data = whole
-    d = data["two_temperature"]
-    assert [r["t"] for r in d["fork"]] == [r["t"] for r in d["rest"]] == list(study.TEMPERATURES)
+    d, at = data["two_temperature"], [0.3, 1.0, 3.0]
+    for x in (d, d["other"]):
+        assert [r["t"] for r in x["fork"]] == [r["t"] for r in x["rest"]] == [*study.TEMPERATURES]
     assert d["threshold"] == pytest.approx(data["distribution"]["final"]["p80"])
     assert d["threshold_kind"] == "percentile 80" and d["n_problems"] == 6 and d["k"] == 2
-    model, some = run.at("final"), run.problems()[:6]
-    for i, t in ((2, 0.3), (4, 1.0), (6, 3.0)):
-        for which, how in (("fork", (1.0, d["threshold"], t)), ("rest", (t, d["threshold"], 1.0))):
-            want, _ = measure(model, WORLD, some, run.c, Sampling(*how))
-            row = d[which][i]
-            assert row["length"] == want["length"] and row["accuracy"] == want["accuracy"]
-            assert [row["low"], row["high"]] == list(want["interval"])
-    assert d["fork"][4] == d["rest"][4] and d["fork"][6] != d["rest"][6]
-    nats = study.two_temperature(run, Flags(problems=1, k=1, threshold=0.5))
-    assert nats["threshold"] == 0.5 and nats["threshold_kind"] == "absolute"
+    assert d["other"]["threshold"] == 0.3 and d["other"]["threshold_kind"] == "0.3 nats"
+    model, some = study.forbid(run.at("final"), range(256)), run.problems()[:6]
+    for x in (d, d["other"]):
+        nats = x["threshold"]
+        for i, t in enumerate(study.TEMPERATURES):
+            for which, how in (("fork", (1.0, nats, t)), ("rest", (t, nats, 1.0))) * (t in at):
+                want, _ = measure(model, WORLD, some, run.c, Sampling(*how))
+                row = x[which][i]
+                assert row["length"] == want["length"] and row["accuracy"] == want["accuracy"]
+                assert [row["low"], row["high"]] == list(want["interval"])
+    assert d["fork"][4] == d["rest"][4] and d["fork"][-1] != d["rest"][-1]
 
 
 def test_anatomy_takes_mixed_groups_and_their_own_advantages(monkeypatch, whole):
     run, data = whole
-    d = data["anatomy"]
-    arms = {a["name"]: a for a in d["arms"]}
-    assert list(arms) == ["top 20%", "random 20%", "bottom 80%", "all"]
-    assert arms["all"]["cosine"] == pytest.approx(1)
-    # projections on the full gradient add up to it: of the two masks, and of the ten deciles
-    for rows in ([arms["top 20%"], arms["bottom 80%"]], d["deciles"]):
-        along = sum(r["norm"] * r["cosine"] for r in rows)
-        assert along == pytest.approx(arms["all"]["norm"], rel=1e-5)
-    means = [r["entropy"] for r in d["deciles"]]
-    assert means == sorted(means) and [r["decile"] for r in d["deciles"]] == list(range(1, 11))
+    for which, d in zip(("base", "final"), data["anatomy"]["models"], strict=True):
+        arms = {a["name"]: a for a in d["arms"]}
+        assert list(arms) == ["top 20%", "random 20%", "bottom 80%", "all"]
+        assert d["model"] == which and arms["all"]["cosine"] == pytest.approx(1)
+        # projections on the full gradient add up to it: of the two masks, and of the ten deciles
+        for rows in ([arms["top 20%"], arms["bottom 80%"]], d["deciles"]):
+            along = sum(r["norm"] * r["cosine"] for r in rows)
+            assert along == pytest.approx(arms["all"]["norm"], rel=1e-5)
+            assert sum(r["noise"] for r in rows) == pytest.approx(1, rel=1e-5)
+        means = [r["entropy"] for r in d["deciles"]]
+        assert means == sorted(means) and [r["decile"] for r in d["deciles"]] == [*range(1, 11)]
     got, real = [], study.gradients
     monkeypatch.setattr(study, "gradients", lambda *args: got.extend(args) or real(*args))
-    found = study.anatomy(run, SMALL)
-    model, s, advantages, masks, G, _ = got
-    assert model is run.model and torch.equal(model.head_weight, tiny().head_weight)  # the base
+    found = study.anatomy_of(run, "base", SMALL)
+    model, s, weights, G, _ = got
+    assert model is run.model and torch.equal(model.head_weight, tiny().head_weight) and G == 4
     texts = [WORLD.tokenizer().decode(ids) for ids in s.responses()]
     rewards = torch.tensor([float(len(t) % 2) for t in texts])
-    assert torch.allclose(advantages, fork_gpt.group_advantages(rewards, 4)) and G == 4
+    A = fork_gpt.group_advantages(rewards, 4).repeat_interleave(s.lengths())
     right = rewards.view(-1, 4).sum(1)
     assert ((right > 0) & (right < 4)).all() and found["n_groups"] == len(right) < 6
-    assert masks[:10].sum(0).eq(1).all() and masks[9].sum() >= len(s.entropy) // 10
-    assert masks[10].sum() == math.ceil(len(s.entropy) / 5)
+    masks = weights[:14] != 0  # ten deciles, top, random, bottom, all
+    assert torch.equal(weights[13], A) and torch.equal(weights[:10].sum(0), A)
+    assert torch.equal(masks[:10].sum(0), torch.ones_like(A).long())
+    assert torch.equal(masks[10], masks[8:10].any(0)) and torch.equal(masks[12], ~masks[10])
+    assert masks[11].sum() == math.ceil(len(A) / 5)
     assert s.entropy[masks[9]].min() >= s.entropy[masks[:9].any(0)].max()
+    assert ((weights[14:28] != 0).sum(1) == masks.sum(1).clamp(max=study.LARGEST)).all()
     cu, n = s.cu_seqlens.tolist(), s.lengths().tolist()
     prompts = [s.tokens[a : b - k].tolist() for a, b, k in zip(cu, cu[1:], n, strict=False)]
     assert all(p == prompts[i - i % 4] for i, p in enumerate(prompts)), "groups stay together"
 
 
-def test_causal_of_a_run(whole):
-    d = whole[1]["causal"]
-    assert d["K"] == 2 and d["n_positions"] == sum(r["n"] for r in d["deciles"]) <= 20
-    for r in d["deciles"]:
-        assert 0 <= r["low"] <= r["effect"] <= r["high"] <= 1 and r["n"] <= 2
-        assert abs(r["kept"] - r["forced"]) <= r["effect"] + 1e-9 and r["weighted"] <= r["effect"]
-    effects = [t["effect"] for t in d["tries"]]
-    assert effects == sorted(effects, reverse=True) and len(effects) <= 20
-    assert -1 <= d["low"] <= d["correlation"] <= d["high"] <= 1
-
-
-def test_causal_table_by_hand():
-    # decile, entropy, kept, again, forced, p_forced, response
-    rows = np.array([
-        [0, 0.0, 1.0, 1.0, 0.0, 0.0, 0], [0, 0.1, 1.0, 0.5, 0.5, 0.2, 1],
-        [9, 1.0, 0.5, 0.5, 0.75, 0.4, 0], [9, 2.0, 0.5, 0.0, 0.5, 0.4, 1],
-    ])  # fmt: skip
-    d = study.causal_table(rows)
-    low, high = d["deciles"]
-    assert low["decile"] == 1 and high["decile"] == 10 and low["n"] == 2
-    assert low["kept"] == 1 and low["forced"] == 0.25 and low["effect"] == 0.75
-    assert low["noise"] == 0.25 and high["noise"] == 0.25 and low["weighted"] == 0.05
-    assert high["effect"] == 0.125, "the absolute difference, not the difference"
-    assert (low["low"], low["high"]) == (0.5, 1.0) and d["correlation"] == pytest.approx(-1)
-    with pytest.raises(Missing, match="every continuation"):
-        study.causal_table(rows * [1, 1, 0, 0, 0, 1, 1])
+def test_decomposition_values_and_what_was_learned_of_a_run(whole):
+    run, data = whole
+    for which in ("base", "final"):
+        d = data["decomposition"][which]
+        assert d["n_responses"] == 3 and d["K"] == 2
+        assert d["n_tokens"] == sum(r["n"] for r in d["deciles"]) == sum(r["n"] for r in d["kinds"])
+        for rows in (d["deciles"], d["kinds"]):
+            assert sum(r["share"] for r in rows) == pytest.approx(1)
+        assert d["cumulative"]["share"][-1] == pytest.approx(1)
+    for record, values in zip(data["traces"], data["values"], strict=True):
+        for which in ("base", "final"):
+            v, tokens = values[which]["v"], record[which]["tokens"]
+            assert len(v) == len(tokens) + 1 and v[-1] == record[which]["correct"]
+            for t, (token, alt) in enumerate(zip(tokens, values[which]["alt"], strict=True)):
+                for (text, p), x in zip(token["alt"], alt, strict=True):
+                    assert (x is None) == (p < study.PLAUSIBLE)
+                    if text == token["t"] and "\ufffd" not in text:
+                        assert x == pytest.approx(v[t + 1], abs=1e-4)  # it is this very token
+    bars = {r["name"]: r for r in data["learned"]["bars"]}
+    for name, which in (("base", "base"), ("trained", "final")):
+        assert bars[name]["accuracy"] == data["distribution"][which]["accuracy"]
+    assert len(bars) == 5 and all(0 <= r["first"] <= r["accuracy"] for r in bars.values())
 
 
 def test_continuations_are_graded_from_their_own_beginning(monkeypatch):
-    """Continuation j belongs to beginning j // K, beginnings that have ended are not continued, and
-    what runs over `max_new` is cut before it is graded."""
+    """Beginnings that have ended are not continued, and what runs over `max_new` is cut before it
+    is graded."""
     world = Countdown(2, 6, "+-*", 12)
     encode = world.tokenizer().encode
     problem = next(p for p in world.problems() if p.numbers == (3, 2) and p.goal == 5)
-    starts = [encode(x) for x in ("try 3 + 2", "answer 3 + 2 .", "answer 3", "stop .", "no")]
-    tails = ["stop .", "= 5 yes answer 3 + 2 .", "+ 2 .", "* 2 .", "answer 3 + 2 .", "3 3 3 3 ."]
+    begun = ["try 3 + 2", "answer 3 + 2 .", "answer 3", "stop .", "no", "answer 3"]
+    starts = [encode(x) for x in begun]
+    tails = ["= 5 yes answer 3 + 2 .", "+ 2 .", "answer 3 + 2 .", "* 2 ."]
 
     def fixed(model, prompts, K, max_new, *_):
-        assert prompts == [encode(problem.prompt) + starts[i] for i in (0, 2, 4)]
+        assert prompts == [encode(problem.prompt) + starts[i] for i in (0, 2, 4, 5)] and K == 1
         assert max_new == 7  # the shortest beginning has one token of eight
         none, ids = torch.zeros(0), [encode(t) for t in tails]
         return SimpleNamespace(responses=lambda: ids, logprobs=none, entropy=none)
 
     monkeypatch.setattr(ask, "generate", fixed)
-    run = SimpleNamespace(c=SimpleNamespace(max_new=8, rows=8), world=world, model=None)
-    got = study.continued(run, problem, starts, 2, 0)
-    # the second tail would be right, but ends after the eighth token
-    assert got.tolist() == [[0, 0], [1, 1], [1, 0], [0, 0], [1, 0]]
+    c = SimpleNamespace(max_new=8, rows=8, temperature=1.0)
+    run = SimpleNamespace(c=c, world=world, model=None)
+    got = study.continued(run, [problem] * 6, starts, 0)
+    # the first tail would be right, but ends after the eighth token
+    said = ("= 5 yes answer", "", "+ 2 .", "", "answer 3 + 2 .", "* 2 .")
+    tokens = [encode(t) if t else [] for t in said]
+    assert got == list(zip(tokens, [0, 1, 1, 0, 1, 0], strict=True))
     full = [encode("answer 3 + 2 stop stop stop stop")]
-    assert len(full[0]) == 8 and study.continued(run, problem, full, 2, 0).tolist() == [[0, 0]]
-
-
-def test_causal_forces_the_likeliest_other_token(monkeypatch, whole):
-    run, _ = whole
-    calls = []
-
-    def record(run, problem, starts, K, seed):
-        calls.append((starts, K, seed))
-        return np.arange(len(starts) * K).reshape(-1, K) % 2.0
-
-    monkeypatch.setattr(study, "continued", record)
-    d = study.causal(run, Flags(responses=2, positions=10**6, continuations=3))
-    assert len(calls) == 4, "kept and forced, of each of two responses"
-    assert len({seed for _, _, seed in calls}) == 4
-    for b in range(2):
-        one = run.look("final")[1].sequences([2 * b])
-        ids = one.responses()[0]
-        (kept, K2, _), (forced, K1, _) = calls[2 * b : 2 * b + 2]
-        assert (K2, K1) == (6, 3) and kept == [ids[: i + 1] for i in range(len(ids))]
-        tokens, cu, at, _ = one.scored()
-        logits = all_logits(run.at("final"), tokens, cu)[at]
-        logits[torch.arange(len(ids)), ids] = -torch.inf
-        assert forced == [ids[:i] + [t] for i, t in enumerate(logits.argmax(-1).tolist())]
-    assert d["n_positions"] == len(calls[0][0]) + len(calls[2][0])
+    assert len(full[0]) == 8 and study.continued(run, [problem], full, 0) == [([], 0)]
 
 
 # ---------------------------------------------------------------------- what is missing
@@ -561,7 +528,9 @@ def test_causal_forces_the_likeliest_other_token(monkeypatch, whole):
 
 def test_a_model_with_one_token(tmp_path):
     """Its entropy is 0 everywhere, nothing can be forced, and no division by it may leave a NaN."""
-    one = SimpleNamespace(eos=None, decode=lambda ids: "x" * len(ids), token=lambda i: "x")
+    one = SimpleNamespace(
+        eos=None, words=(), decode=lambda ids: "x" * len(ids), token=lambda i: "x"
+    )
     world = SimpleNamespace(
         tokenizer=lambda: one, encode=lambda p: [0], reward=lambda p, t: 0.0, name=str, cluster=str,
         statements=lambda t: [], splits=lambda: dict(train=["a", "b"], val=[], test=[*"abcdefg"]),
@@ -569,7 +538,8 @@ def test_a_model_with_one_token(tmp_path):
     run = make_run(tmp_path, world=world, shape=Shape(8, 1, 1, 1, 4, 8, vocab_size=1))
     study.study(run, SMALL)
     data = read(tmp_path)
-    assert {k for k, x in data.items() if "missing" in x} == {"anatomy", "causal"}
+    missing = {k for k, x in data.items() if "missing" in x}
+    assert missing == {"anatomy", "decomposition", "learned"}
     assert data["distribution"]["base"]["top20_share"] == 0
     assert data["distribution"]["final"]["histogram"]["counts"][0] == 7 * 2 * 12
     assert len(data["during"]["bins"]) == 1 and data["during"]["overlap_base"] == [1, 1, 1]
@@ -584,13 +554,13 @@ def test_no_correct_response_at_all(tmp_path):
     assert data["distribution"]["final"]["accuracy"] == 0
     assert data["two_temperature"]["fork"][0]["accuracy"] == 0 and len(data["traces"]) == 6
     assert "right and wrong answers" in data["anatomy"]["missing"]
-    assert "every continuation" in data["causal"]["missing"]
+    assert "every continuation" in data["decomposition"]["missing"]
 
 
 def test_without_all_the_slow_sections_say_what_makes_them(tmp_path):
     """And none of an earlier model stays behind."""
     run = make_run(tmp_path)
-    files.write_atomic(tmp_path / "data" / "causal.json", b'{"K": 8}')
+    files.write_atomic(tmp_path / "data" / "decomposition.json", b'{"K": 8}')
     study.study(run)
     data = read(tmp_path)
     assert all(f"-m study {tmp_path} --all" in data[name]["missing"] for name in study.SLOW)
@@ -683,4 +653,4 @@ def test_a_padded_bf16_model_takes_the_same_road(tmp_path):
     study.study(run, SMALL)
     data = read(tmp_path)
     assert not [name for name, x in data.items() if "missing" in x]
-    assert data["anatomy"]["arms"][3]["cosine"] == pytest.approx(1)
+    assert data["anatomy"]["models"][0]["arms"][3]["cosine"] == pytest.approx(1)
