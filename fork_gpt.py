@@ -18,21 +18,18 @@ entropies, threshold, mask, clipped surrogate on the kept tokens only -> AdamW -
 Where the sources disagree, this is what we do:
 - The denominator is the number of *kept* tokens of the optimizer step (paper v2 and its code);
   `--normalize all` divides by all response tokens (v1, TRL).
-- The entropy is the current policy's, at the sampling temperature; `--entropy rollout` takes the
-  sampler's for every update.
-- The threshold is taken over the whole mini-batch of the optimizer step; `--pool microbatch` has
-  the released code's scope.
-- Exactly ceil(rho N) tokens are kept, ties by position: `>= quantile` would keep everything when
-  entropies tie.
+- The entropy is the current policy's, at the sampling temperature; the threshold is taken over the
+  whole mini-batch; `--entropy rollout` and `--pool microbatch` (the released code) differ.
+- Exactly ceil(rho N) tokens are kept: `>= quantile` would keep everything when entropies tie.
 - Advantages are z-scored with the unbiased std and 1e-6 added to it, the overlong penalty being
   inside the reward; a group is kept or dropped by correctness, before that penalty (DAPO).
 - No KL term and no entropy bonus, as in the paper.
 
 Master weights, gradients and AdamW are fp32, log-probs and entropies too; `--dtype bfloat16`
-samples and computes with a bf16 copy, cast anew after every optimizer step, whose gradients are
-added to the fp32 ones as each appears.
+samples and computes with a bf16 copy, cast anew after every optimizer step.
 """
 
+import copy
 import hashlib
 import math
 import sys
@@ -40,102 +37,91 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import parallel
-from infra import files, flags, memory, weights
+from infra import checkpoint, files, flags, memory, weights
 from infra.files import UserError
 from infra.flags import flag
+from infra.plan import Plan, plan
 from model import Transformer
-from rollout import Rollout, Sampling
-from tasks.ask import (
-    World,
-    ask,
-    countdown_of,
-    draw,
-    open_model,
-    open_task,
-    recipe_of,
-    seed_of,
-    show,
-    validate,
-    why_nothing,
-)
-from tasks.maths import FORMS, set_name, template_of
+from rollout import Rollout, Sampling, uniform
+from tasks import ask as asking
+from tasks.ask import World, ask, draw, measure, open_task, seed_of, show
+from tasks.countdown import KINDS
 from tasks.pretrain import make_optimizer
+
+NAMES, PART = " ".join(KINDS), "keep top bottom random"  # who takes a share of the tokens
 
 
 @dataclass(frozen=True)
 class Config:
     """Everything a run depends on; `--help` is this list."""
 
-    out: str = flag("", "run folder; by default named by model, data, mask, seed", group="run")
-    resume: str = flag("", "go on with this run; flags marked * may be given anew")
+    out: str = flag("", "run folder; by default runs/KEEP-rhoRHO-seedSEED", group="run")
+    resume: str = flag("", "continue the run in this folder; takes no other flag")
     seed: int = flag(0, "of the sampler, the data order and the random mask", "[0, 1e18)")
-    device: str = flag("auto", "where to run", "auto cuda mps cpu", free=True)
-    tp: int = flag(1, "processes of torchrun that hold one model", "[1, inf)", free=True)
-    threads: int = flag(1, "CPU threads; one is the fastest per CPU-second", "[1, inf)", free=True)
-    dtype: str = flag("float32", "of the compute", "float32 bfloat16", maths="bfloat16")
-    recompute: bool = flag(False, "activation checkpointing: less memory", maths=True, free=True)
-    rows: int = flag(0, "responses sampled at a time; auto: what fits", "auto [1, inf)", free=True)
-    microbatch: int = flag(2048, "tokens at a time", "[1, inf)", maths=16384, free=True)
-
+    device: str = flag("auto", "where to run; auto takes the best there is", "auto cuda mps cpu")
+    tp: int = flag(1, "processes of torchrun that hold one model together", "[1, inf)")
+    threads: int = flag(1, "CPU threads; one is the fastest per CPU-second", "[1, inf)")
+    dtype: str = flag("float32", "of the compute; master weights are fp32", "float32 bfloat16")
+    recompute: bool = flag(False, "activation checkpointing: a third more compute, less memory")
+    rows: int = flag(512, "responses sampled at a time; each has its KV cache", "[1, inf)")
+    microbatch: int = flag(2048, "tokens at a time; changes speed and memory alone", "[1, inf)")
     model: str = flag("", "published Qwen3 folder to train, or a small-world run", group="model")
-    data: str = flag("", "mathematics problems, JSON or parquet, by commas", needs="model")
-    eval_data: str = flag("", "measured instead of held-out problems", needs="data", free=True)
-    template: str = flag("boxed", "how they are put", " ".join(FORMS), needs="data")
-    system: str = flag("", "system prompt of a chat template", needs="data")
+    data: str = flag("", "mathematics problems, JSONL or parquet, by commas", needs="model")
+    template: str = flag("boxed", "how they are put", "boxed answer chat think", needs="data")
     verifier: str = flag("", "how answers are read", "auto boxed answer dapo", needs="data")
     max_prompt: int = flag(2048, "tokens; longer problems are dropped", "[1, inf)", needs="data")
     holdout: float = flag(0.02, "share for validation, and for test", "[0, 0.5]", needs="data")
     skip_bad: bool = flag(False, "leave out malformed lines instead of stopping", needs="data")
-
-    keep: str = flag("top", "whose gradient counts", "top bottom random all", group="mask")
-    rho: float = flag(0.2, "share kept by top and random; bottom keeps the others", "(0, 1]")
-    entropy: str = flag("current", "the entropies that rank: the policy's", "current rollout")
-    pool: str = flag("minibatch", "tokens of which a share is taken", "minibatch microbatch")
+    keep: str = flag("top", "whose gradient counts", "top bottom random all " + NAMES, group="mask")
+    rho: float = flag(0.2, "share of top, random; bottom has the rest", "(0, 1]", needs=PART)
+    rho_end: float = flag(0.0, "rho moves there over half the steps; 0: not", "[0, 1]", needs=PART)
+    entropy: str = flag("current", "whose rank", "current rollout base", needs="keep top bottom")
+    pool: str = flag("minibatch", "that a share is taken of", "minibatch microbatch", needs=PART)
     normalize: str = flag("kept", "the loss is divided by this count of tokens", "kept all")
-
-    steps: int = flag(54, "rollouts", "[1, inf)", maths=300, free=True, group="step")
-    prompts: int = flag(32, "groups trained on per rollout", "[1, inf)", maths=64)
-    group: int = flag(8, "responses per prompt", "[2, inf)", maths=16)
-    updates: int = flag(4, "optimizer steps per rollout", "[1, inf)", maths=2)
-    oversample: float = flag(1.5, "problems drawn per group missing, each round", "[1, inf)")
-    rounds: int = flag(2, "rounds of dynamic sampling at most", "[1, inf)", maths=10)
-    max_new: int = flag(160, "response tokens at most", "[1, inf)", maths=20480)
-    overlong: int = flag(0, "last tokens with a soft penalty; 0: off", "[0, inf)", maths=4096)
+    steps: int = flag(54, "rollouts", "[1, inf)", group="step")
+    prompts: int = flag(32, "groups trained on per rollout", "[1, inf)")
+    group: int = flag(8, "responses per prompt", "[2, inf)")
+    updates: int = flag(4, "optimizer steps per rollout", "[1, inf)")
+    oversample: float = flag(1.5, "problems drawn per group still missing, each round", "[1, inf)")
+    rounds: int = flag(2, "rounds of dynamic sampling at most", "[1, inf)")
+    max_new: int = flag(160, "response tokens at most", "[1, inf)")
+    overlong: int = flag(0, "last tokens with a soft penalty (DAPO: 4096); 0 is off", "[0, inf)")
     temperature: float = flag(1.0, "of samples, log-probs and entropies alike", "[0, inf)")
     clip_low: float = flag(0.2, "lower clip of the ratio", "(0, 1)")
     clip_high: float = flag(0.28, "upper clip of the ratio", "(0, inf)")
-    dual_clip: float = flag(0.0, "bound of the ratio where A < 0; 0 is off", "[0, inf)", maths=10.0)
-    optimizer: str = flag("adamw", "adamw8: a fourth of its memory", "adamw adamw8 sgd")
-    lr: float = flag(1.5e-4, "after the warm-up; sgd: 0.05", "[0, inf)", maths=1e-6)
-    warmup: int = flag(0, "optimizer steps of linear warm-up", "[0, inf)", maths=10)
-    weight_decay: float = flag(0.1, "AdamW weight decay, on matrices", "[0, inf)")
-    beta2: float = flag(0.999, "AdamW beta2; beta1 is 0.9", "[0, 1)")
+    dual_clip: float = flag(
+        0.0, "bound of the ratio where A < 0 (script: 10); 0 is off", "[0, inf)"
+    )
+    optimizer: str = flag("adamw", "sgd is plain: no momentum, no weight decay", "adamw sgd")
+    lr: float = flag(1.5e-4, "constant after the warm-up; sgd: 0.05, hardly searched", "[0, inf)")
+    warmup: int = flag(0, "optimizer steps of linear warm-up", "[0, inf)")
+    weight_decay: float = flag(0.1, "on matrices", "[0, inf)", needs="optimizer adamw")
+    beta2: float = flag(0.999, "AdamW's; beta1 is 0.9", "[0, 1)", needs="optimizer adamw")
     grad_clip: float = flag(1.0, "gradient norm at most", "[0, inf)")
-
     size: str = flag("tiny", "base model, a name of model.py", group="world", needs="no model")
     pretrain_steps: int = flag(3200, "of the base model", "[1, inf)", needs="no model")
+    base_seed: int = flag(0, "of the base model", "[0, 1e18)", needs="no model")
     n_numbers: int = flag(3, "numbers of a Countdown problem", "[2, 6]", needs="no data")
     max_number: int = flag(12, "largest number given", "[1, inf)", needs="no data")
     max_value: int = flag(30, "largest value on the way, and goal", "[1, inf)", needs="no data")
     ops: str = flag("+-*", "operations, some of +-*/", needs="no data")
-
-    eval_k: int = flag(4, "samples per problem", "[1, inf)", group="measuring", free=True)
-    eval_every: int = flag(
-        30, "steps between measurements; 0: never", "[0, inf)", maths=20, free=True
-    )
-    eval_problems: int = flag(0, "problems at most; 0 is all", "[0, inf)", maths=64, free=True)
-    snapshot_every: int = flag(9, "steps between kept weights", "[0, inf)", maths=0, free=True)
-    save_every: int = flag(10, "steps between checkpoints", "[1, inf)", maths=5, free=True)
-    wandb: bool = flag(False, "log to Weights & Biases as well, where it is installed", free=True)
-    tensorboard: bool = flag(False, "log to TensorBoard as well, where it is installed", free=True)
+    attempts: int = flag(6, "failures after which a base trace stops", "[1, inf)", needs="no data")
+    filler_share: float = flag(0.0, "share of filler words", "[0, 0.57]", needs="no data")
+    filler_entropy: float = flag(0.69, "nats of each", "(0, 2.07]", needs="filler_share")
+    save_every: int = flag(10, "steps between checkpoints", "[1, inf)", group="measuring")
+    eval_every: int = flag(30, "steps between looks at validation; 0 is never", "[0, inf)")
+    eval_k: int = flag(4, "samples per problem when measuring", "[1, inf)")
+    eval_problems: int = flag(0, "problems measured at most; 0 is all", "[0, inf)")
+    snapshot_every: int = flag(9, "steps between copies of the weights for the study", "[0, inf)")
+    wandb: bool = flag(False, "log to Weights & Biases as well, where wandb is installed")
+    tensorboard: bool = flag(False, "log to TensorBoard as well, where tensorboard is installed")
 
 
 # ---------------------------------------------------------------------- the mask
@@ -159,17 +145,21 @@ def top_entropy(
 
 
 def keep_mask(
-    c: Config, entropy: Tensor, lot: Tensor, number: Tensor, N: int | None
+    c: Config, entropy: Tensor, kinds: Tensor, number: Tensor, N: int | None, lots: int
 ) -> tuple[Tensor, float]:
     """Which of the pool's response tokens carry the gradient: (mask (n,) bool, tau in nats, 0 where
-    no threshold decides).  `lot` (n,) in [0, 1); the rest as in `top_entropy`.
+    no threshold decides).  `kinds` (n,) of KINDS, `lots` a seed; the rest as in `top_entropy`.
 
     top: the ceil(rho N) of highest entropy; bottom: all the others (the paper's "bottom 80%");
-    random: ceil(rho N) by lot, the control that the paper lacks; all: everything, plain DAPO.
+    random: ceil(rho N) by lot, the control that the paper lacks; all: everything, plain DAPO; a
+    kind: the tokens that the small world's grammar takes for it.
     """
     if c.keep == "all":
         return torch.ones_like(entropy, dtype=torch.bool), 0.0
-    if c.keep == "random":
+    if c.keep in KINDS:
+        return kinds == KINDS.index(c.keep), 0.0
+    if c.keep == "random":  # a token's lot is the same wherever it is computed
+        lot = uniform(torch.full_like(number, lots), number)
         return top_entropy(lot, c.rho, number, N)[0], 0.0
     mask, tau = top_entropy(entropy, c.rho, number, N)
     return (mask if c.keep == "top" else ~mask), tau
@@ -209,129 +199,94 @@ def surrogate(logprobs: Tensor, old: Tensor, A: Tensor, c: Config) -> tuple[Tens
 # ---------------------------------------------------------------------- the update
 
 
-class Updated(NamedTuple):
-    """What `update` did on this rank, of its n response tokens and the K of them that it kept."""
-
-    loss: float  # this rank's part of -J, times the number of dp ranks
-    taus: list[float]  # nats, of every pool
-    max_dlogp: float  # between policy and sampler, of the first micro-batch; 0 if they differ
-    entropy: Tensor  # (n,), by which the tokens were ranked
-    number: Tensor  # (n,), of each token in the rollout
-    N: int  # tokens of the mini-batch, of all ranks
-    mask: Tensor  # (n,) bool
-    logprobs: Tensor  # (K,), the policy's before the step
-    old: Tensor  # (K,), the sampler's
-    advantages: Tensor  # (K,)
-
-
 def update(
     model: Transformer,
     samples: Rollout,
     advantages: Tensor,
     which: list[int],
     c: Config,
-    lots: torch.Generator,
+    lots: int,
     first: bool,
-) -> Updated:
+) -> Counter:
     """Add the gradient of -J over the mini-batch, the samples `which`, to `model`'s; the caller
-    clips it and steps.  advantages (B,), one a sample.
-
-    `first`: the policy has not moved since it drew the samples.
+    clips it and steps.  Returns what the log adds up.  advantages (B,), one a sample; `lots` seeds
+    the random mask; `first`: the policy has not moved since it drew the samples.
     """
-    ranks, lengths = parallel.here(), samples.cu_seqlens.diff().tolist()
-    parts, real = parallel.microbatches(lengths, which, c.microbatch)  # after `real`: no tokens
-    packed = [samples.sequences(part) for part in parts]
-    sizes = [len(p.tokens) for p in packed]
+    ranks, device = parallel.here(), next(model.parameters()).device
+    parts = parallel.microbatches(samples.cu_seqlens.diff().tolist(), which, c.microbatch)
+    packed = [samples.sequences(part, device) for part in parts]
     # The current policy's entropies.  The policy of the first update is the sampler, which noted
     # them; after that it has moved, and one pass without gradient finds them.
-    if first or c.entropy == "rollout" or c.keep in ("all", "random"):
+    if first or c.entropy != "current" or c.keep not in ("top", "bottom"):
         entropies = [p.entropy for p in packed]
     else:
         with torch.no_grad():
-            parted = parallel.attended("entropies", packed, sizes)
-            entropies = [model(*p.scored(), c.temperature)[1] for p in parted]
+            entropies = [model(*p.scored(), c.temperature)[1] for p in packed]
     if not all(h.isfinite().all() for h in entropies):
         raise UserError("the policy's entropies are not finite; start again with a lower --lr")
     # One threshold for the whole mini-batch, on all ranks: a threshold for each micro-batch would
     # depend on how memory happens to cut the batch.
-    pools = [(h, samples.drawn(p)) for h, p in zip(entropies[:real], parts[:real], strict=True)]
-    none = entropies[0][:0], samples.drawn([])
-    entropy, number = (torch.cat(x) for x in zip(none, *pools, strict=True))  # (n,) each
+    numbers = [samples.drawn(part).to(device) for part in parts]
+    pools = [*zip(entropies, [p.kinds for p in packed], numbers, strict=True)]
+    entropy, kinds, number = (torch.cat(x) for x in zip(*pools, strict=True))  # (n,) each
     N = int(samples.lengths()[which].sum())
-    scope = [(*pool, None) for pool in pools] if c.pool == "microbatch" else [(entropy, number, N)]
-    lot = torch.rand(len(samples.entropy), generator=lots).to(entropy.device)
-    kept = [keep_mask(c, h, lot[x], x, n) for h, x, n in scope]
-    mask = torch.cat([torch.zeros_like(none[0], dtype=torch.bool), *(m for m, _ in kept)])  # (n,)
+    scope = [(*x, None) for x in pools] if c.pool == "microbatch" else [(entropy, kinds, number, N)]
+    masks, taus = zip(*(keep_mask(c, *x, lots) for x in scope), strict=True)
+    mask = torch.cat(masks)  # (n,)
     # Counts of the whole step, not means of micro-batch means: every kept token weighs the same.
     counted = mask if c.normalize == "kept" else torch.ones_like(mask)
     denominator = int(ranks.sum(counted.sum())) / ranks.dp  # FSDP averages over the dp ranks
-    loss, terms_of, dlogp = 0.0, [torch.zeros(3, 0, device=mask.device)], 0.0
+    loss, clipped, dlogp = 0.0, 0, []
     if first:  # policy and sampler are one: on every token of its longest answers they must agree
         with torch.no_grad():
             again, _ = model(*packed[0].scored(), c.temperature)
-        dlogp = (again - packed[0].logprobs).abs().max().item()
-    masks = [*mask.split([len(h) for h in entropies[:real]])]
-    masks += [torch.zeros_like(h, dtype=torch.bool) for h in entropies[real:]]
-    work = zip(parts, packed, masks, strict=True)
-    for part, p, m in parallel.attended("update", work, sizes):
+        dlogp = (again - packed[0].logprobs).abs().tolist()
+    for part, p, m in zip(parts, packed, mask.split([len(h) for h in entropies]), strict=True):
         # Only kept rows meet the vocabulary: the logits are the largest tensor of the step.
         logprobs, _ = model(*p.scored(m), c.temperature)  # (K,)
-        A = advantages[part].repeat_interleave(p.lengths())[m]  # (K,)
-        terms, _ = surrogate(logprobs, p.logprobs[m], A, c)  # (K,)
+        A = advantages[part].to(device).repeat_interleave(p.lengths()[: len(part)])[m]  # (K,)
+        terms, decided = surrogate(logprobs, p.logprobs[m], A, c)  # (K,)
         objective = terms.sum() / denominator
         (-objective).backward()
         loss -= objective.item()
-        terms_of.append(torch.stack((logprobs.detach(), p.logprobs[m], A)))
-    taus = [tau for _, tau in kept]
-    return Updated(loss, taus, dlogp, entropy, number, N, mask, *torch.cat(terms_of, 1))
+        clipped += int(decided.sum())
+    sums = tally(c, entropy, kinds, number, N, mask)
+    found = [tau for tau in taus if tau < math.inf]  # of pools with any token
+    sums.update(loss=loss, clipped=clipped, tau=sum(found), pools=len(found), updates=1)
+    sums.update(max_dlogp=max(ranks.gather(max(dlogp, default=0.0))) / ranks.dp, N=N / ranks.dp)
+    return sums
 
 
-def counts_of(u: Updated, c: Config) -> Counter:
-    """What an update tells the log, summed over all ranks."""
-    ranks, h, m = parallel.here(), u.entropy, u.mask
-    sums = dict(loss=u.loss / ranks.dp, tau=sum(u.taus), taus=len(u.taus), n=len(m))
-    sums |= dict(kept=int(m.sum()), h_kept=h[m].sum().item(), h_dropped=h[~m].sum().item())
-    sums |= dict(clipped=int(surrogate(u.logprobs, u.old, u.advantages, c)[1].sum()))
+def tally(c: Config, h: Tensor, kinds: Tensor, number: Tensor, N: int, mask: Tensor) -> Counter:
+    """Counts and entropies (n,) of a mini-batch and of what was kept of it."""
+    decision, whole = kinds == KINDS.index("decisions"), mask
     if c.pool == "microbatch" and c.keep in ("top", "bottom"):
-        sums["shared"] = int((keep_mask(c, h, h, u.number, u.N)[0] & m).sum())
-    return Counter(dict(zip(sums, ranks.total(*sums.values()), strict=True)))
+        whole, _ = keep_mask(c, h, kinds, number, N, 0)
+    shares = dict(tokens=mask | True, kept=mask, dropped=~mask, shared=whole & mask)
+    shares |= dict(decisions=decision, hits=decision & mask)
+    heat = dict(h=h, h_kept=h[mask], h_dropped=h[~mask])
+    return Counter({k: x.sum().item() for k, x in (shares | heat).items()})
 
 
-def columns(total: Counter, norms: list[float]) -> dict[str, float]:
-    """What the updates of a step, their `counts_of` added up, and their gradient norms tell the
-    log; 0 where there was none."""
-    updates, n, kept = (max(x, 1) for x in (len(norms), total["n"], total["kept"]))
-    out = dict(
-        loss=total["loss"] / updates,
-        grad_norm=sum(norms) / updates,
-        tau=total["tau"] / max(total["taus"], 1),
-        kept_fraction=total["kept"] / n,
-        entropy=(total["h_kept"] + total["h_dropped"]) / n,
-        entropy_kept=total["h_kept"] / kept,
-        entropy_dropped=total["h_dropped"] / max(total["n"] - total["kept"], 1),
-        clip_fraction=total["clipped"] / kept,
-    )
-    return out | (dict(pool_overlap=total["shared"] / kept) if "shared" in total else {})
+def columns(sums: Counter, c: Config) -> dict[str, float]:
+    """What the updates of a step, on all ranks, tell the log; 0 without updates."""
+    sums = Counter(dict(zip(sums, parallel.here().total(*sums.values()), strict=True)))
+
+    def mean(what: str, count: str) -> float:
+        return sums[what] / max(sums[count], 1)
+
+    out = {k: mean(k, "updates") for k in ("loss", "grad_norm")} | dict(tau=mean("tau", "pools"))
+    out |= dict(kept_fraction=mean("kept", "tokens"), max_dlogp=sums["max_dlogp"])
+    out |= dict(entropy=mean("h", "tokens"), entropy_kept=mean("h_kept", "kept"))
+    out |= dict(entropy_dropped=mean("h_dropped", "dropped"), clip_fraction=mean("clipped", "kept"))
+    if c.pool == "microbatch" and c.keep in ("top", "bottom"):
+        out["pool_overlap"] = mean("shared", "kept")
+    if not c.data:  # of what was kept, decisions; of the decisions, kept
+        out |= dict(precision=mean("hits", "kept"), recall=mean("hits", "decisions"))
+    return out
 
 
 # ---------------------------------------------------------------------- one step
-
-
-@dataclass
-class Begun:
-    """A step that is under way: what was sampled, and of the updates done so far the norms and the
-    sums of `counts_of`."""
-
-    samples: Rollout
-    advantages: Tensor
-    groups: list[int]
-    metrics: dict
-    norms: list[float]
-    sums: Counter
-
-    def to(self, device: torch.device) -> "Begun":
-        moved = {k: x.to(device, copy=True) for k, x in vars(self.samples).items()}
-        return replace(self, samples=Rollout(**moved), advantages=self.advantages.to(device))
 
 
 @dataclass
@@ -341,36 +296,12 @@ class State:
     model: Transformer
     policy: Transformer  # samples and computes: the model itself in fp32, else its bf16 copy
     optimizer: torch.optim.Optimizer
+    base: Transformer | None  # frozen, where its entropies rank
     clock: files.Clock
     problems: str  # hash of those trained on: `position` means nothing among others
     step: int = 0
     n_updates: int = 0
     position: int = 0  # in the endless order of problems
-    begun: Begun | None = None
-
-    def save(self, folder: Path) -> None:
-        counts = {k: getattr(self, k) for k in ("step", "n_updates", "position", "problems")}
-        held, ranks = parallel.held(self.model, self.optimizer), parallel.here()
-        more = counts | dict(clock=self.clock.seconds(), begun=None)
-        if self.begun and ranks.first:
-            plain = dict(samples=vars(self.begun.samples), sums=dict(self.begun.sums))
-            more["begun"] = vars(self.begun) | plain
-        weights.save_checkpoint(folder, self.step, held, more, ranks.number, ranks.wait)
-
-    def load(self, path: Path) -> None:
-        """Take over what `save` wrote.  UserError when it is damaged or of another run."""
-        saved = weights.load_checkpoint(path, parallel.held(self.model, self.optimizer))
-        if saved["problems"] != self.problems:
-            why = "was trained on other problems, or put otherwise, than there are now"
-            raise UserError(f"{path} {why}: see --data and --template")
-        self.step, self.n_updates, self.position = map(saved.get, ("step", "n_updates", "position"))
-        if begun := saved["begun"]:
-            kinds = dict(samples=Rollout(**begun["samples"]), sums=Counter(begun["sums"]))
-            self.begun = Begun(**begun | kinds).to(self.model.head_weight.device)
-        for moments in self.optimizer.state.values():
-            moments["step"].fill_(self.n_updates)
-        self.clock.add(**saved["clock"])
-        parallel.copy_weights(self.model, self.policy)
 
 
 def mixed(correct: Tensor, G: int) -> Tensor:
@@ -387,24 +318,25 @@ def collect(
 
     What is there after `c.rounds` rounds is trained on, whether the batch got full or not.
     """
-    rounds, found, G, position = [], torch.zeros(0), c.group, state.position
+    rounds, found, G = [], torch.zeros(0), c.group
     how, seed = Sampling(c.temperature), seed_of(c.seed, "rollout")
     for _ in range(c.rounds):
         missing = c.prompts - int(mixed(found, G).sum())
         if missing <= 0:
             break
-        drawn = draw(problems, c.seed, position, math.ceil(missing * c.oversample))
-        at = range(position, position + len(drawn))
-        position += len(drawn)
+        drawn = draw(problems, c.seed, state.position, math.ceil(missing * c.oversample))
+        at = range(state.position, state.position + len(drawn))
+        state.position += len(drawn)
         samples, _, correct = ask(state.policy, world, drawn, G, c.max_new, how, seed, at, c.rows)
         rounds.append(samples)
         found = torch.cat((found, correct))  # (P * G,)
     samples = Rollout.join(rounds)
-    lengths, ended = samples.lengths().cpu(), samples.finished.float()
+    if state.base:
+        samples.entropy = asking.rescore(state.base, samples, c.temperature)
+    lengths, ended = samples.lengths(), samples.finished.float()
     rewards = found + overlong_penalty(lengths, c.max_new, c.overlong)
-    advantages = group_advantages(rewards, G).to(samples.tokens.device)
+    advantages = group_advantages(rewards, G)
     groups = mixed(found, G).nonzero()[:, 0].tolist()
-    state.position = position
     metrics = dict(reward=rewards.mean().item(), accuracy=found.mean().item())
     metrics |= dict(truncated=(1 - ended).mean().item(), length=lengths.float().mean().item())
     metrics |= dict(sampled_tokens=int(lengths.sum()), group_pass_rate=len(groups) * G / len(found))
@@ -412,24 +344,22 @@ def collect(
 
 
 def step(state: State, world: World, problems: list, c: Config) -> dict:
-    """One rollout and its optimizer updates, or what is left of a step that was begun; returns the
-    line of metrics.  files.Stopped leaves `state` as it is between two updates."""
+    """One rollout and its optimizer updates; returns the line of metrics."""
     clock, cpu = time.perf_counter(), time.process_time()
-    if not state.begun:
-        *found, metrics = collect(state, world, problems, c)
-        metrics["rollout_tok_s"] = metrics["sampled_tokens"] / (time.perf_counter() - clock)
-        state.begun = Begun(*found, metrics, [], Counter())
-    begun, tokens, sampled = state.begun, 0, time.perf_counter()
-    groups, norms, metrics = begun.groups, begun.norms, begun.metrics
+    samples, advantages, groups, metrics = collect(state, world, problems, c)
+    sampled, sums = time.perf_counter(), Counter()
+    if c.rho_end:
+        half = min(1.0, 2 * state.step / c.steps)
+        c = replace(c, rho=c.rho + half * (c.rho_end - c.rho))
     n = min(c.updates, len(groups))  # 0 when no group was mixed: nothing to learn from
-    for u in range(len(norms), n):
+    for u in range(n):
         mine = groups[u * len(groups) // n : (u + 1) * len(groups) // n]
         which = [g * c.group + i for g in mine for i in range(c.group)]
-        lots = torch.Generator().manual_seed(seed_of(c.seed, "lots", state.n_updates))
-        one = update(state.policy, begun.samples, begun.advantages, which, c, lots, first=u == 0)
-        norm = parallel.clip_gradients(state.model, c.grad_clip)
-        if not (math.isfinite(one.loss) and math.isfinite(norm)):
-            where = f"step {state.step + 1}, update {u + 1}: loss {one.loss}, gradient norm {norm}"
+        lots = seed_of(c.seed, "lots", state.n_updates)
+        one = update(state.policy, samples, advantages, which, c, lots, first=u == 0)
+        one["grad_norm"] = norm = parallel.clip_gradients(state.model, c.grad_clip)
+        if not math.isfinite(one["loss"] + norm):
+            where = f"step {state.step + 1}, update {u + 1}: loss {one['loss']}, gradient {norm}"
             raise UserError(f"{where}: not finite; start again with a lower --lr")
         for group in state.optimizer.param_groups:
             group["lr"] = c.lr * min(1.0, (state.n_updates + 1) / max(c.warmup, 1))
@@ -437,16 +367,16 @@ def step(state: State, world: World, problems: list, c: Config) -> dict:
         state.optimizer.zero_grad(set_to_none=True)
         parallel.copy_weights(state.model, state.policy)
         state.n_updates += 1
-        if u == 0:
-            metrics["max_dlogp"] = max(parallel.here().gather(one.max_dlogp))
-        begun.sums.update(counts_of(one, c))
-        norms.append(norm)
-        tokens += one.N
+        sums.update(one)
+    state.step += 1
     trained = time.perf_counter()
-    line = dict(max_dlogp=0.0) | metrics | dict(groups=len(groups))
-    line |= columns(begun.sums, norms) | dict(update_tok_s=tokens / (trained - sampled))
+    metrics |= dict(groups=len(groups)) | columns(sums, c)
+    if not c.data:
+        metrics |= asking.by_kind(state.policy, samples, c.temperature)
+    metrics["rollout_tok_s"] = metrics["sampled_tokens"] / (sampled - clock)
+    metrics["update_tok_s"] = sums["N"] / (trained - sampled)
     spent = dict(seconds=trained - clock, cpu_seconds=time.process_time() - cpu)
-    return dict(step=state.step + 1) | line | spent
+    return dict(step=state.step) | metrics | spent
 
 
 # ---------------------------------------------------------------------- the run
@@ -455,32 +385,23 @@ def step(state: State, world: World, problems: list, c: Config) -> dict:
 def train(
     state: State, world: World, splits: dict, c: Config, log: files.Log, stop: Callable[[], bool]
 ) -> None:
-    """Steps up to `c.steps`, a line of metrics each, and a checkpoint every `c.save_every`; when a
-    signal to stop comes it saves, in the middle of a step too, and raises KeyboardInterrupt."""
-    folder = log.folder / "checkpoints"
-    with log, tqdm(total=c.steps, initial=state.step, desc=f"rlvr {c.keep}", unit="step") as bar:
+    """Steps up to `c.steps`, a line of metrics each, and a checkpoint every `c.save_every`; when
+    `stop()` it saves and raises KeyboardInterrupt."""
+    with log:
         while state.step < c.steps:
-            try:
-                line = step(state, world, splits["train"], c)
-                last = line["step"] == c.steps
-                if c.eval_every and (last or line["step"] % c.eval_every == 0):
-                    line |= validate(state.policy, world, splits, c)
-            except files.Stopped:
-                state.save(folder)
-                raise
+            line = step(state, world, splits["train"], c)
+            last = state.step == c.steps
+            if splits["val"] and c.eval_every and (last or state.step % c.eval_every == 0):
+                found, _ = measure(state.policy, world, splits["val"], c)
+                found["low"], found["high"] = found.pop("interval")
+                line |= {f"val_{k}": v for k, v in found.items()}
             log.write(line)
-            state.step, state.begun = line["step"], None
-            shown = ("reward", "kept_fraction", "tau", "grad_norm", "rollout_tok_s", "update_tok_s")
-            bar.set_postfix({k: f"{line[k]:.3g}" for k in shown}, refresh=False)
-            bar.update()
-            if not line["groups"]:
-                bar.write(f"step {state.step}: {why_nothing(line, c)}", file=sys.stderr)
             if c.snapshot_every and state.step % c.snapshot_every == 0:
                 weights.save_snapshot(log.folder, state.step, parallel.state_of(state.policy))
             stopping = parallel.here().any(stop())
             if stopping or last or state.step % c.save_every == 0:
                 log.sync()  # before the checkpoint: it must not be ahead of the log
-                state.save(folder)
+                parallel.save(log.folder / "checkpoints", state)
             if stopping:
                 raise KeyboardInterrupt
 
@@ -489,65 +410,43 @@ def run(c: Config, stop: Callable[[], bool]) -> dict:
     """The whole study: a base model, what it does, RLVR, what that changed; its summary."""
     clock = files.Clock(of_process=True)
     torch.set_num_threads(c.threads)
-    device = weights.device(c.device)
-    with parallel.joined(c.tp, device) as ranks:
+    with parallel.joined(c.tp, weights.device(c.device)) as ranks:
         folder = claim_folder(c, write=False)  # refuse early; what cannot open leaves nothing
-        if (summary := ended(folder, c)) is not None:
-            return summary
-        model, world, splits, earlier = open_task(c, device, stop)
-        rows, table = memory.check(model, world, splits, c)
-        print(table)
+        model, world, splits, earlier = open_task(c, weights.device(c.device), stop)
+        print(memory.check(model, world, splits, c, ranks.dp))
         log = files.Log(folder, c.wandb, c.tensorboard)
         claim_folder(c)
-        c = replace(c, rows=rows)
-        counts = ", ".join(f"{len(p)} {k} problems" for k, p in splits.items())
-        print(f"run folder {folder}; {counts}")
+        print(f"run folder {folder}: " + str({k: len(p) for k, p in splits.items()}) + " problems")
         state = begin(model, splits["train"], c, clock)
-        looks = show("base", state.policy, world, splits["test"], c, folder / "base.pt")
-        if found := weights.checkpoints(folder / "checkpoints"):
-            state.load(found[-1])
-            print(f"continuing after step {state.step} of {c.steps}")
+        looks = show("base", state.policy, world, splits["test"], c)
+        if found := checkpoint.found(folder / "checkpoints"):
+            parallel.load(found[-1], state)
         else:
             clock.add(**earlier)
             if c.snapshot_every:
                 weights.save_snapshot(folder, 0, parallel.state_of(state.policy))
-        log.cut(state.step)  # what was logged after the checkpoint is done again
+        log.begin(state.step, c.steps, f"rlvr {c.keep}")
         train(state, world, splits, c, log, stop)
         if c.data:
-            generation = world.generation(c.temperature)
-            parallel.export(state.policy, c.model, folder / "model", generation)
+            parallel.export(state.policy, c.model, folder / "model", world.tokenizer().eos)
         else:
-            words, shape = world.tokenizer().words, model.full_shape
-            weights.save_model(folder, shape, words, parallel.state_of(model))
+            kept = parallel.state_of(model)
+            weights.save_model(folder, model.full_shape, world.tokenizer().words, kept)
         looks |= show("final", state.policy, world, splits["test"], c)
     if not ranks.first:
         return {}
     from study import findings  # what was done, in numbers and pictures; the loop needs none of it
 
-    policy = state.policy
-    if ranks.mesh:  # it was cut over processes that are gone
-        policy, _ = open_model(folder, device, dtype=getattr(torch, c.dtype))
+    policy = None if ranks.mesh else state.policy  # what was cut up is gone with its processes
     return findings.finish(findings.Run(folder, c, world, splits, policy, looks), clock)
 
 
 def claim_folder(c: Config, write: bool = True) -> Path:
     """The run's folder, its config noted there or compared with the one that is."""
-    mask = f"{c.keep}-rho{c.rho:g}-seed{c.seed}"
-    data = "+".join(map(set_name, c.data.split(",")))[:60]
-    folder = Path(c.out or "runs/" + (f"{Path(c.model).name}-{data}-" * bool(c.data)) + mask)
+    folder = Path(c.out or f"runs/{c.keep}-rho{c.rho:g}-seed{c.seed}")
     mine = {k: v for k, v in asdict(c).items() if k not in ("out", "resume")}
-    files.claim(folder, mine, write, flags.free(Config))
+    files.claim(folder, mine, write)
     return folder
-
-
-def ended(folder: Path, c: Config) -> dict | None:
-    """The summary of a run that has done all its steps, which is said; else None."""
-    done = [int(p.name) for p in weights.checkpoints(folder / "checkpoints")]
-    if not (folder / "summary.json").exists() or max(done, default=0) < c.steps:
-        return None
-    more = f"python fork_gpt.py --resume {folder} --steps {2 * c.steps}"
-    print(f"{folder} has done its {max(done)} steps: see {folder}/report.html; to go on: {more}")
-    return files.read_json(folder / "summary.json")
 
 
 def begin(model: Transformer, problems: list, c: Config, clock: files.Clock) -> State:
@@ -555,35 +454,24 @@ def begin(model: Transformer, problems: list, c: Config, clock: files.Clock) -> 
     policy = parallel.compute_copy(model, getattr(torch, c.dtype))
     policy.recompute = c.recompute
     masters = parallel.masters(model)
-    if c.optimizer == "adamw8" and parallel.here().mesh:
-        raise UserError(
-            "--optimizer adamw8 is for one process: several hold AdamW's moments cut up"
-        )
     optimizer = make_optimizer(masters, c.lr, c.weight_decay, c.beta2, c.optimizer)
-    form = template_of(c.template) if c.data else None
-    digest = hashlib.sha256(repr((problems, form, c.system)).encode()).hexdigest()[:16]
-    return State(model, policy, optimizer, clock, digest)
+    digest = hashlib.sha256(repr(problems).encode()).hexdigest()[:16]
+    if c.entropy == "base" and parallel.here().mesh:
+        raise UserError("--entropy base needs a second whole model: one process alone has it")
+    base = copy.deepcopy(policy) if c.entropy == "base" else None
+    return State(model, policy, optimizer, base, clock, digest)
 
 
 def configure(given: dict) -> Config:
     """Flags by field name -> Config; UserError for a value that no run can have."""
-    given = dict(given)
-    if folder := given.pop("resume", ""):
-        saved = files.read_config(folder, Config)
-        fixed = [k for k in given.keys() - flags.free(Config) if given[k] != saved.get(k)]
-        if saved["pool"] == "microbatch":
-            fixed += [k for k in given if k == "microbatch" and given[k] != saved[k]]
-        if fixed:
-            raise UserError(f"{flags.option(min(fixed))} cannot change in a run that has begun")
-        given = saved | given | dict(out=folder)
-    maths = bool(given.get("data"))
-    usual = flags.defaults(Config, maths)
-    if maths:
-        usual["overlong"] = given.get("max_new", usual["max_new"]) // 5
-    c = Config(**usual | given)
+    if folder := given.get("resume"):
+        if others := [flags.option(k) for k in given if k != "resume"]:
+            raise UserError(f"--resume takes its flags from the run folder; drop {others[0]}")
+        given = files.read_config(folder, Config) | dict(out=folder)
+    c = Config(**given)
     flags.check(c)
     if not c.data:
-        countdown_of(c), recipe_of(c)  # refuse what cannot be
+        asking.countdown_of(c), asking.recipe_of(c)  # refuse what cannot be
     rules = [
         ("temperature", c.temperature >= 0.01, "at least 0.01: greedy answers are all the same"),
         ("rho", c.rho < 1 or c.keep != "bottom", "below 1 with --keep bottom: nothing is left"),
@@ -598,9 +486,12 @@ def start(argv: list[str]) -> int:
     """The command line: one run, or with --eval or --arms the study's own commands."""
     from study import arms, evaluate  # they stand above the loop and import it
 
-    kinds = (Config, evaluate.Evaluation, arms.Comparison)
+    kinds = (Config, Plan, evaluate.Evaluation, arms.Comparison)
     given = flags.parse(kinds, argv, "fork_gpt.py", __doc__.partition("One step:")[0])
-    evaluation, comparison = (flags.take(kind, given) for kind in kinds[1:])
+    planned, evaluation, comparison = (flags.take(kind, given) for kind in kinds[1:])
+    if planned.plan:
+        print(plan(configure(given), planned))
+        return 0
     if evaluation.eval:
         return evaluate.main(evaluation, given, argv)
     if comparison.arms:
@@ -609,10 +500,7 @@ def start(argv: list[str]) -> int:
     return 0
 
 
-def main(argv: list[str]) -> int:
-    """0, 2 after one line about a mistake, or 130 when stopped and saved."""
-    return files.command("fork_gpt.py", start, argv)
-
+main = partial(files.command, "fork_gpt.py", start)  # exit status: see there
 
 if __name__ == "__main__":
     from fork_gpt import main as module_main  # study/ imports that module: not a second copy of it

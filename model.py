@@ -52,6 +52,7 @@ class Shape:
 
 SIZES = {
     # the small world's: a laptop core trains them in minutes; the vocabulary is the world's
+    "micro": Shape(96, 2, 3, 1, 32, 256, vocab_size=305, rope_theta=1e4),
     "tiny": Shape(96, 3, 3, 1, 32, 256, vocab_size=305, rope_theta=1e4),
     "mini": Shape(128, 4, 4, 2, 32, 384, vocab_size=305, rope_theta=1e4),
     "small": Shape(192, 4, 6, 2, 32, 576, vocab_size=305, rope_theta=1e4),

@@ -14,22 +14,24 @@ the dp ranks have the same model and different samples.
 Sampling gathers the weights once, decodes without a word between dp ranks, and lets them go: the
 policy that trains is the policy that samples, nothing is pushed anywhere.
 
-- Data parallel is FSDP2 by block: every micro-batch gathers a block's weights forward and backward
-  (all-gather, bf16) and sums its gradient (reduce-scatter, fp32).
+- Data parallel is FSDP2 by block.  A micro-batch of L blocks takes 2 L + 1 all-gathers of weights
+  (compute dtype) and L + 1 reduce-scatters of gradients (fp32).
 - Tensor parallel is plain tensors (Shoeybi et al. 2019): attention and MLP are cut by heads and
   columns, so each needs one sum forward (`Reduce`) and one backward (`Copy`); embedding and head
-  are cut by vocabulary.  The modules of model.py do not know: hooks around them do it.
-- After the rollout the dp ranks exchange their samples, integers mostly, and each takes a share of
-  every mini-batch, the longest first to whoever has the least.
+  are cut by vocabulary: one sum, and a maximum and a sum forward and a sum backward.  What is
+  computed again in the backward pass sums again, but for a block's last sum.  A decode step takes
+  2 L + 1 all-reduces and one all-gather, of logits.  model.py does not know: hooks around it do it.
+- After the rollout the dp ranks exchange their samples, and each takes a share of every mini-batch,
+  the longest first to whoever has the least.
 - A threshold sums counts (`largest`), a step a few numbers for the log; nothing else is sent.
 """
 
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -42,9 +44,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from infra import files, weights
+from infra import checkpoint, files, weights
 from infra.files import UserError
-from infra.life import Bar
+from infra.memory import cut
 from infra.watch import Watch, cause, is_lost_peer
 from model import Shape, Transformer, at_least_fp32
 
@@ -165,15 +167,14 @@ def joined(tp: int, device: torch.device) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def microbatches(
-    lengths: Sequence[int], which: Sequence[int], budget: int
-) -> tuple[list[list[int]], int]:
+def microbatches(lengths: Sequence[int], which: Sequence[int], budget: int) -> list[list[int]]:
     """This dp rank's share of the samples `which`, the longest first, in parts of at most `budget`
-    tokens (one longer sample stands alone), and how many parts there are.  More follow, to no
-    effect, until every rank has as many: a pass forward and back is a sum over all.
+    tokens (one longer sample stands alone); then empty ones, until every rank has as many: a pass
+    forward or back is a sum over all.
 
     A sample goes to whoever has the fewest tokens: siblings have similar lengths, and cut in order
     one rank would hold all long answers."""
+    HERE.doing(f"an update of {len(which)} samples")
     ranks, load, room = [[] for _ in range(HERE.dp)], [0] * HERE.dp, [0] * HERE.dp
     for i in sorted(which, key=lambda i: -lengths[i]):
         r = load.index(min(load))
@@ -183,20 +184,19 @@ def microbatches(
         ranks[r][-1].append(i)
         room[r] -= lengths[i]
         load[r] += lengths[i]
-    mine, most = ranks[HERE.dp_rank], max(map(len, ranks))
-    return mine + [list(which[:1])] * (most - len(mine)), len(mine)
+    mine = ranks[HERE.dp_rank]
+    return mine + [[] for _ in range(max(map(len, ranks)) - len(mine))]
 
 
-def attended(what: str, parts: Iterable, sizes: Sequence[int]) -> Iterator:
-    """The parts of some work, of these sizes in tokens, with a sign of life where they take long;
-    files.Stopped on all ranks when a signal to stop came to any."""
-    with Bar(what, "tok") as bar:
-        for i, part in enumerate(parts):
-            if HERE.any(files.stopping()):
+def attended(what: str, parts: Sequence) -> Iterator:
+    """The micro-batches of some work, with a sign of life where they take long; files.Stopped on
+    all ranks where one has waited long enough to stop."""
+    with files.bar(what, len(parts), " micro-batches") as bar:
+        for part in parts:
+            if HERE.any(files.overdue()):
                 raise files.Stopped
-            if bar.due():
-                bar.show(sum(sizes[:i]), sum(sizes))
             yield part
+            bar.update()
 
 
 # ---------------------------------------------------------------------- tensor parallel
@@ -230,17 +230,6 @@ ROWS = ("q_proj", "gate_proj", "up_proj", "embed_tokens", "lm_head")  # cut by o
 COLUMNS = ("o_proj", "down_proj")  # cut by input features
 KEYS = ("k_proj", "v_proj")  # by rows while there are as many KV heads as tp ranks, else whole
 PARTIAL = ("q_norm", "k_norm")  # whole, but each rank's gradient is of its own heads
-
-
-def cut(shape: Shape, tp: int) -> Shape:
-    """The shape that one tp rank holds.  UserError for what does not divide."""
-    for name in ("n_head", "n_mlp", "vocab_size"):
-        if getattr(shape, name) % tp:
-            raise UserError(f"--tp {tp}: it must divide {name}, which is {getattr(shape, name)}")
-    if shape.n_kv_head % tp and tp % shape.n_kv_head:
-        raise UserError(f"--tp {tp}: it must divide {shape.n_kv_head} KV heads, or they it")
-    mine = {name: getattr(shape, name) // tp for name in ("n_head", "n_mlp", "vocab_size")}
-    return replace(shape, n_kv_head=max(1, shape.n_kv_head // tp), **mine)
 
 
 def placed(name: str, full: Sequence[int], shape: Shape, ranks: Ranks) -> list[tuple[int, int]]:
@@ -426,7 +415,7 @@ def held(model: Transformer, optimizer: torch.optim.Optimizer) -> dict:
     tensor, the part)."""
     out = {}
     for (name, p), master in zip(model.named_parameters(), masters(model), strict=True):
-        place = model.regions[name] if HERE.mesh else [(0, n) for n in p.shape]
+        place = model.regions[name] if HERE.mesh else weights.whole(p.shape)
         out[f"weight {name}"] = place, master
         moments = {k: x for k, x in optimizer.state[master].items() if x.ndim}
         for moment, x in moments.items():  # AdamW8's scales have a shape of their own
@@ -435,15 +424,37 @@ def held(model: Transformer, optimizer: torch.optim.Optimizer) -> dict:
     return out
 
 
+def save(folder: Path, state) -> None:
+    """FOLDER/STEP by all ranks together, of a `fork_gpt.State`: see infra/checkpoint.py."""
+    more = {k: x for k, x in vars(state).items() if type(x) in (int, str)}
+    more["clock"] = state.clock.seconds()
+    tensors = held(state.model, state.optimizer)
+    checkpoint.save(folder, state.step, tensors, more, HERE.number, HERE.wait)
+
+
+def load(path: Path, state) -> None:
+    """Take over what `save` wrote, in whatever layout.  UserError when it is damaged, or of another
+    run: its texts must be the same."""
+    more = checkpoint.load(path, held(state.model, state.optimizer))
+    for name, mine in {k: x for k, x in vars(state).items() if type(x) in (int, str)}.items():
+        if type(more.get(name)) is not type(mine) or type(mine) is str and more[name] != mine:
+            raise UserError(f"{path} does not belong to this configuration: see {name}")
+        setattr(state, name, more[name])
+    for moments in state.optimizer.state.values():
+        moments["step"].fill_(state.n_updates)
+    state.clock.add(**more["clock"])
+    copy_weights(state.model, state.policy)
+
+
 def gathered(x: Tensor) -> list[Tensor]:
     """The tensors `x` (n of the rank, ...) of all dp ranks, in their order, on every one."""
     if HERE.dp == 1:
         return [x]
     sizes = HERE.gather(len(x))
     kind = torch.uint8 if x.dtype == torch.bool else x.dtype  # not every backend sends bools
-    mine = x.new_zeros(max(sizes), dtype=kind)
+    mine = torch.zeros(max(sizes), dtype=kind, device=HERE.mesh.device_type)
     mine[: len(x)] = x
-    return [row[:n].to(x.dtype) for row, n in zip(HERE.all(mine), sizes, strict=True)]
+    return [row[:n].to(x) for row, n in zip(HERE.all(mine), sizes, strict=True)]
 
 
 # ---------------------------------------------------------------------- one process in bf16

@@ -21,6 +21,7 @@ elsewhere.
 import argparse
 import os
 import sys
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 
@@ -29,8 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import parallel
-from infra import files
-from infra.life import Bar
+from infra import files, weights
+from infra.files import UserError, command
 from model import NEVER, Transformer, at_least_fp32, attend, entropy_of, positions_of
 
 # decode steps between looks at which rows ended, 1 elsewhere: each look waits for the device
@@ -55,11 +56,11 @@ class Sampling:
 @dataclass
 class Rollout:
     """Samples as one packed stream, prompt then response, sample after sample; sample b answers
-    prompt b // G.
+    prompt b // G.  In the memory of the host: a step may have more samples than a GPU has room for.
 
     tokens (S,) int64; cu_seqlens (B+1,) int32; response (S,) bool, true on sampled tokens; finished
     (B,) bool, false when cut at the limit.  Of the n sampled tokens alone: logprobs and entropy
-    (n,) fp32, nats.
+    (n,) fp32, nats; kinds (n,) int64, what the task's grammar takes each for, -1 where none tells.
     """
 
     tokens: Tensor
@@ -67,6 +68,7 @@ class Rollout:
     response: Tensor
     logprobs: Tensor
     entropy: Tensor
+    kinds: Tensor
     finished: Tensor
 
     def lengths(self) -> Tensor:
@@ -85,12 +87,19 @@ class Rollout:
         at = at if mask is None else at[mask]
         return self.tokens, self.cu_seqlens, at - 1, self.tokens[at]
 
-    def sequences(self, which: Sequence[int]) -> "Rollout":
-        """The samples `which`, in that order, packed anew."""
+    def sequences(
+        self, which: Sequence[int], device: torch.device | str | None = None
+    ) -> "Rollout":
+        """The samples `which`, in that order, packed anew and moved to the device that scores; of
+        none, one token that nobody sampled: something to keep step with other ranks by."""
         index, cu_seqlens = spans(self.cu_seqlens, which)  # (S',)
-        drawn, finished = self.drawn(which), self.finished[which]
-        stream = self.tokens[index], cu_seqlens, self.response[index]
-        return Rollout(*stream, self.logprobs[drawn], self.entropy[drawn], finished)
+        tokens, response, drawn = self.tokens[index], self.response[index], self.drawn(which)
+        if not len(which):
+            tokens, cu_seqlens = self.tokens[:1], torch.tensor([0, 1], dtype=torch.int32)
+            response = torch.tensor([False])
+        about = (x[drawn] for x in (self.logprobs, self.entropy, self.kinds))
+        part = (tokens, cu_seqlens, response, *about, self.finished[torch.as_tensor(which).long()])
+        return Rollout(*(x.to(device or x.device) for x in part))
 
     def drawn(self, which: Sequence[int]) -> Tensor:
         """The numbers, among all n sampled tokens, of those of the samples `which` (n',) int64."""
@@ -242,6 +251,7 @@ class Slots:
         self.finished = zeros(requests, dtype=torch.bool)
         self.n = 0  # slots at work
         self.longest = 0  # places of the cache that they use
+        self.drawn = 0  # tokens so far
 
     def admit(self, prompts: Sequence[Sequence[int]], first: int, G: int) -> int:
         """Prefill as many prompts from number `first` on as G samples each have room for, and draw
@@ -313,6 +323,7 @@ class Slots:
             store[request, at] = torch.where(alive, value.to(store.dtype), store[request, at])
         self.count[request] += alive
         self.last[slots] = token
+        self.drawn += len(token)
         ended = (token[:, None] == self.eos).any(-1)
         self.finished[request] |= alive & ended
         self.alive[slots] = alive & ~ended & (self.count[request] < self.tokens.shape[1])
@@ -333,22 +344,18 @@ class Slots:
             self.longest = int(self.position[:kept].max()) if kept else 0
         return ended
 
-    def left(self) -> int:
-        """Tokens that the rows at work may still draw."""
-        return int((self.tokens.shape[1] - self.count[self.request[: self.n]]).sum())
-
     def rollout(self, prompts: Sequence[Sequence[int]], G: int) -> Rollout:
         """What was noted, as one stream."""
-        device, count = self.tokens.device, self.count
-        head, head_cu = pack([p for p in prompts for _ in range(G)], device)
+        count, finished = self.count.cpu(), self.finished.cpu()
+        head, head_cu = pack([p for p in prompts for _ in range(G)], count.device)
         n_prompt = head_cu.diff().long()
         cu_seqlens = F.pad((n_prompt + count).cumsum(0), (1, 0)).int()
         response = positions_of(cu_seqlens) >= n_prompt.repeat_interleave(n_prompt + count)  # (S,)
-        noted = torch.arange(self.tokens.shape[1], device=device) < count[:, None]  # (R, max_new)
-        tokens = torch.empty(len(response), dtype=torch.long, device=device)
-        tokens[~response], tokens[response] = head, self.tokens[noted]
-        drawn = self.logprobs[noted], self.entropy[noted]  # (n,) each
-        return Rollout(tokens, cu_seqlens, response, *drawn, self.finished)
+        noted = torch.arange(self.tokens.shape[1]) < count[:, None]  # (R, max_new)
+        drawn, *about = (x.cpu()[noted] for x in (self.tokens, self.logprobs, self.entropy))
+        tokens = torch.empty(len(response), dtype=torch.long)
+        tokens[~response], tokens[response] = head, drawn
+        return Rollout(tokens, cu_seqlens, response, *about, torch.full_like(drawn, -1), finished)
 
 
 @torch.no_grad()
@@ -365,8 +372,8 @@ def generate(
     progress: bool = False,
 ) -> Rollout:
     """G samples of every prompt, each up to `max_new` tokens or to `eos`, an id or several, at most
-    `max_rows` (at least G) decoded at once.  What takes seconds shows its progress, at once if
-    `progress`; a signal to stop leaves the rest undone.
+    `max_rows` (at least G) decoded at once.  A signal to stop leaves the rest undone, seconds
+    later; `progress` shows a bar from the beginning on.
 
     The random numbers of a token depend on `seed`, the number of its prompt (`numbers`, by default
     0, 1, 2...), its sample and its place alone: not on the other prompts, on `max_rows`, or on who
@@ -381,7 +388,8 @@ def generate(
     requests, waiting, eos = len(prompts) * G, 0, [eos] if type(eos) is int else [*(eos or ())]
     numbers = torch.tensor(range(len(prompts)) if numbers is None else numbers, dtype=torch.long)
     length = max(map(len, prompts), default=0) + max_new
-    with parallel.whole(model) as model, Bar("rollout", "tok", progress) as bar:
+    bar, start = files.bar("rollout", requests, " rows", 0 if progress else 4), time.perf_counter()
+    with parallel.whole(model) as model, bar:
         stream = streams(seed, numbers.to(model.head_weight.device), G)  # (R,)
         slots = Slots(model, how, eos, stream, max(G, min(max_rows, requests)), length, max_new)
         look_every = LOOK_EVERY.get(slots.k.device.type, 1)
@@ -389,12 +397,10 @@ def generate(
             waiting += slots.admit(prompts, waiting, G)
             for _ in range(look_every):
                 slots.step()
-            slots.compact()
-            if bar.due():
-                rows, drawn = slots.n + (len(prompts) - waiting) * G, int(slots.count.sum())
-                left = slots.left() + (len(prompts) - waiting) * G * max_new  # at most
-                bar.show(drawn, drawn + left, f"{rows} of {requests} responses to go")
-            if parallel.here().any(files.stopping(), "tp"):
+            rate = slots.drawn / (time.perf_counter() - start)
+            bar.set_postfix_str(f"{rate:,.0f} tok/s", refresh=False)
+            bar.update(slots.compact())
+            if parallel.here().any(files.overdue(), "tp"):
                 break
     return slots.rollout(prompts, G)
 
@@ -416,9 +422,6 @@ def colour_trace(words: Sequence[str], entropy: Sequence[float], colour: bool | 
 
 def main() -> int:
     """The command line: samples of one prompt, shaded by the entropy at T=1."""
-    from infra.files import UserError
-    from tasks.ask import open_model  # only the command line looks upwards
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("prompt", help='for the small world e.g. "use 8 7 3 goal 18 ;"')
     parser.add_argument("--model", required=True, help="folder of a run or a base model")
@@ -428,30 +431,36 @@ def main() -> int:
     parser.add_argument("--t-fork", type=float, default=1.0, help="temperature at forks")
     parser.add_argument("--n", type=int, default=1, help="samples")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
+    parser.add_argument("--tp", type=int, default=1, help="processes of torchrun to one model")
     a = parser.parse_args()
-    for name, low in (("n", 1), ("max_new", 1), ("temperature", 0), ("t_fork", 0)):
+    for name, low in (("n", 1), ("max_new", 1), ("temperature", 0), ("t_fork", 0), ("tp", 1)):
         if not low <= getattr(a, name) < float("inf"):
             parser.error(f"--{name.replace('_', '-')} {getattr(a, name)}: at least {low}, finite")
     torch.set_num_threads(1)  # rows are few: more threads only wait for each other
-    try:
-        model, tokenizer = open_model(a.model)
-    except UserError as e:
-        print(f"rollout: {e}", file=sys.stderr)
-        return 2
-    prompt = tokenizer.encode(a.prompt)
-    if not prompt:
-        parser.error("the prompt has no tokens")
-    how = Sampling(a.temperature, a.threshold, a.t_fork)
-    stops = tokenizer.stops.values()
-    samples = generate(model, [prompt], a.n, a.max_new, stops, how, a.seed, progress=True)
-    with torch.no_grad():  # shade by the entropy at T=1 whatever the decoding temperature was
-        _, entropy = model(*samples.scored())  # (n,)
-    shades = torch.zeros(len(samples.tokens))
-    shades[samples.response] = entropy
-    ends = samples.cu_seqlens.tolist()
-    for start, end in zip(ends[:-1], ends[1:], strict=True):
-        words = [tokenizer.token(i) for i in samples.tokens[start:end].tolist()]
-        print(colour_trace(words, shades[start:end].tolist()).strip())
+    return command("rollout.py", lambda _: trace(a), sys.argv[1:])
+
+
+def trace(a: argparse.Namespace) -> int:
+    """Sample and print.  UserError for a prompt of no tokens and for what is no model."""
+    from tasks.ask import open_model  # only the command line looks upwards
+
+    how, device = Sampling(a.temperature, a.threshold, a.t_fork), weights.device(a.device)
+    with parallel.joined(a.tp, device):
+        model, tokenizer = open_model(a.model, device)
+        prompt = tokenizer.encode(a.prompt)
+        if not prompt:
+            raise UserError("the prompt has no tokens")
+        stops = tokenizer.stops.values()
+        samples = generate(model, [prompt], a.n, a.max_new, stops, how, a.seed, progress=True)
+        with torch.no_grad():  # shade by the entropy at T=1, whatever they were drawn at
+            _, entropy = model(*samples.sequences(range(a.n), device).scored())  # (n,)
+        shades = torch.zeros(len(samples.tokens))
+        shades[samples.response] = entropy.cpu()
+        ends = samples.cu_seqlens.tolist()
+        for start, end in zip(ends[:-1], ends[1:], strict=True):
+            words = [tokenizer.token(i) for i in samples.tokens[start:end].tolist()]
+            print(colour_trace(words, shades[start:end].tolist()).strip())
     return 0
 
 

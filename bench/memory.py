@@ -48,6 +48,9 @@ class FixedWorld:
     def decode(self, ids: list[int]) -> str:
         return ""
 
+    def kinds(self, ids: list[int]) -> list[int]:
+        return [-1] * len(ids)
+
     def reward(self, problem: list[int], text: str) -> float:
         self.n_graded += 1
         return float(self.n_graded % 2)
@@ -77,7 +80,7 @@ class Peak:
 def measure(shape: Shape, c: Config, prompt: int, device: torch.device) -> dict:
     """One step's peak bytes by phase, and its line of metrics."""
     torch.manual_seed(0)
-    world = FixedWorld()
+    world, c = FixedWorld(), replace(c, data="prompts")
 
     def state_of(shape: Shape) -> fork_gpt.State:
         with device:

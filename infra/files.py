@@ -1,7 +1,7 @@
 """Files that outlive a process, and the ways in which it ends.
 
 Every write is atomic (temp file, fsync, rename): after a kill at any instant the file on disk is
-the old one or the new one, whole.  Standard library only: who needs no torch need not load it.
+the old one or the new one, whole.  No torch here: who needs none need not load it.
 """
 
 import json
@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import fields
 from pathlib import Path
+
+from tqdm import tqdm
 
 SIZE_LIMIT = 2**28  # bytes of a text or JSON file; Qwen3's tokenizer.json has 11 MB
 POINTER = b"version https://git-lfs"  # what a clone without git-lfs has in place of a large file
@@ -159,38 +161,48 @@ def command(program: str, work: Callable[[list[str]], int], argv: list[str]) -> 
             raise
         why = f"{str(e).splitlines()[0]}: lower --rows or --microbatch, or --recompute"
     except KeyboardInterrupt:
-        print(f"\nstopped; to continue: python {program} {shlex.join(argv)}", file=sys.stderr)
+        world = os.environ.get("LOCAL_WORLD_SIZE")
+        start = f"torchrun --nproc-per-node {world}" if world else "python"
+        print(f"\nstopped; to continue: {start} {program} {shlex.join(argv)}", file=sys.stderr)
         return 130
     print(f"{program}: {why}", file=sys.stderr)
     return 2
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal to stop, at a place where what is done so far can be saved."""
+    """A signal to stop that something long did not outlast."""
 
 
-CAUGHT: list[int] = []  # the signal that came
+CAUGHT: list[float] = []  # when a signal to stop came
 
 
-def stopping() -> bool:
-    """Whether Ctrl-C or SIGTERM came."""
-    return bool(CAUGHT)
+def overdue() -> bool:
+    """Whether a signal to stop came seconds ago: what takes longer is not ended first."""
+    return bool(CAUGHT) and time.monotonic() > CAUGHT[0] + 3
+
+
+def bar(what: str, total: int, unit: str, delay: float = 4) -> tqdm:
+    """A line on the terminal about what takes longer than `delay` seconds, gone when it ends; in a
+    log file, one every half minute."""
+    every = 1 if sys.stderr.isatty() else 30
+    return tqdm(
+        desc=what, total=total, unit=unit, delay=delay, leave=False, mininterval=every, miniters=0
+    )
 
 
 def stop_on_signal() -> Callable[[], bool]:
-    """From now on the first Ctrl-C or SIGTERM is noted, for what is returned, `stopping`, to tell;
-    a second one stops at once, unsaved."""
+    """A function that says whether Ctrl-C or SIGTERM came; a second one stops at once, unsaved."""
 
     def note(number: int, _) -> None:
         if CAUGHT:
             raise KeyboardInterrupt
-        CAUGHT.append(number)
-        os.write(2, b"\nstopping; a second time stops unsaved\n")  # print may interrupt itself
+        CAUGHT.append(time.monotonic())
+        os.write(2, b"\nstopping; once more: at once\n")  # print may be interrupted by itself
 
     CAUGHT.clear()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note)
-    return stopping
+    return lambda: bool(CAUGHT)
 
 
 class Clock:
@@ -212,30 +224,39 @@ class Clock:
 
 
 class Log:
-    """metrics.jsonl, a line a step, and the loggers that get the same lines."""
+    """metrics.jsonl, a line a step, the loggers that get the same lines, and the progress bar."""
+
+    SHOWN = "reward kept_fraction tau grad_norm rollout_tok_s update_tok_s".split()
 
     def __init__(self, folder: Path, wandb: bool, tensorboard: bool):
         self.folder, self.path = folder, folder / "metrics.jsonl"
         self.also = loggers(folder, wandb, tensorboard) if WRITES else []
 
-    def cut(self, n: int) -> None:
-        """Keep the first `n` lines, atomically; a half-written last line goes too."""
+    def begin(self, step: int, steps: int, title: str) -> None:
+        """Keep the lines up to `step`, atomically: what was logged after the checkpoint is done
+        again, and a half-written last line goes too."""
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-        write_atomic(self.path, b"".join(lines[:n]))
+        write_atomic(self.path, b"".join(lines[:step]))
+        if step:
+            print(f"continuing after step {step} of {steps}")
+        self.bar = tqdm(total=steps, initial=step, desc=title, unit="step")
+        self.file = open(self.path if WRITES else os.devnull, "a")
 
     def __enter__(self) -> "Log":
-        self.file = open(self.path if WRITES else os.devnull, "a")
         return self
 
     def __exit__(self, *_) -> None:
+        self.bar.close()
         self.file.close()
 
     def write(self, line: dict) -> None:
-        """Append a line, and give it to the loggers; its numbers must be finite."""
+        """Append a line, and give it to the loggers and the bar; its numbers must be finite."""
         self.file.write(json.dumps(line, allow_nan=False) + "\n")
         self.file.flush()
         for write in self.also:
             write(line)
+        self.bar.set_postfix({k: f"{line[k]:.3g}" for k in self.SHOWN}, refresh=False)
+        self.bar.update()
 
     def sync(self) -> None:
         """Have every line on the disk."""

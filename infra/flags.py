@@ -113,6 +113,19 @@ def check(config: Any) -> None:
             check_read(config, f)
 
 
+def readable(kind: type, given: dict, own: dict) -> dict:
+    """Those of the flags `given` that something reads where the flags `own` are set, too."""
+    config, out = kind(**given | own), {}
+    for f in (f for f in fields(kind) if f.name in given):
+        try:
+            if f.metadata["needs"]:
+                check_read(config, f)
+            out[f.name] = given[f.name]
+        except UserError:
+            pass
+    return out
+
+
 def check_rules(config: Any, rules: list[tuple[str, bool, str]]) -> None:
     """UserError for the first (field, is it good, what it must be) that is not good."""
     for name, good, text in rules:

@@ -5,6 +5,7 @@
 A step has two phases that never overlap, and the larger one decides: the rollout holds the KV
 cache, the update holds gradients and activations.  Weights and AdamW's two moments outlive both.
 Every size is counted from the shapes; what is short of a megabyte (norms, angles, ids) is not.
+Of dp x tp processes each has its share: see parallel.py.
 """
 
 import math
@@ -19,10 +20,10 @@ import torch
 from infra.files import UserError
 from model import HEAD_CHUNK, Shape, Transformer, count_parameters
 
-BOTH = ("weights", "bf16 copy", "optimizer", "samples")
+BOTH = ("weights", "bf16 copy", "frozen base", "optimizer", "samples")
 PHASES = dict(
-    rollout=(*BOTH, "KV cache", "decoding"),
-    update=(*BOTH, "gradients", "activations", "backward"),
+    rollout=(*BOTH, "gathered", "KV cache", "decoding"),
+    update=(*BOTH, "blocks", "gradients", "activations", "backward"),
 )
 GIB = 2**30
 MOST = 512  # rows at a time, where memory would hold more
@@ -46,48 +47,59 @@ def kept_by_block(m: Shape, e: int, fused: bool) -> int:
     return upcast + linears + attention
 
 
+def cut(m: Shape, tp: int) -> Shape:
+    """The shape that each of `tp` ranks holds.  UserError for what does not divide."""
+    for name in ("n_head", "n_mlp", "vocab_size"):
+        if getattr(m, name) % tp:
+            raise UserError(f"--tp {tp}: it must divide {name}, which is {getattr(m, name)}")
+    if m.n_kv_head % tp and tp % m.n_kv_head:
+        raise UserError(f"--tp {tp}: it must divide {m.n_kv_head} KV heads, or they it")
+    mine = {name: getattr(m, name) // tp for name in ("n_head", "n_mlp", "vocab_size")}
+    return replace(m, n_kv_head=max(1, m.n_kv_head // tp), **mine)
+
+
 def preflight(
     m: Shape,
     c,
     device: torch.device | str = "cpu",
     longest: int | None = None,
     measured: int = 0,
+    dp: int = 1,
     training: bool = True,
 ) -> dict[str, int]:
-    """Bytes by part of a run of `c`, a `fork_gpt.Config`, or of measuring alone unless `training`.
-    `longest` is the longest prompt in tokens, else `c.max_prompt`; `measured` problems are sampled
-    `c.eval_k` times at a time.  `c.rows` 0 is MOST.
+    """Bytes by part of a run of `c`, a `fork_gpt.Config`, in each of dp x `c.tp` processes; `m` is
+    the shape that each holds.  `longest` is the longest prompt in tokens, else `c.max_prompt`;
+    `measured` problems are sampled `c.eval_k` times at a time.  Unless `training`, of measuring
+    alone.
 
     Responses are taken to reach `c.max_new`, the mask to keep its share of every micro-batch, and
     an update to have several micro-batches: with one, gradients come as activations go.
     """
     e, cuda = getattr(torch, c.dtype).itemsize, torch.device(device).type == "cuda"
-    copied = e < 4
+    ranks = dp * c.tp > 1
+    copied = e < 4 and not ranks
     n, V, D, M = parameters(m), m.vocab_size, m.n_embd, m.n_mlp
     q, k = m.n_head * m.head_dim, m.n_kv_head * m.head_dim
     length = (longest or c.max_prompt) + c.max_new
-    drawn = math.ceil(c.prompts * c.oversample) * c.group * training
-    requests = max(drawn, measured * c.eval_k)
-    slots = max(c.group, min(c.rows or MOST, requests))
+    trained = math.ceil(c.prompts * c.oversample) * c.group * training
+    requests = max(trained, measured * c.eval_k)
+    slots = max(c.group, min(c.rows or MOST, math.ceil(requests / dp)))
+    requests = requests if training else slots * dp  # an evaluation goes slots by slots
 
     # rollout: the largest of prefill, of a decode step, and of drawing from its logits
     S = slots // c.group * (longest or c.max_prompt)  # prompts that are prefilled together
     copies = 2 * c.group * k  # every prompt's keys and values, once for each of its samples
     prefill = S * e * (2 * D + max(3 * M, 2 * q + 3 * k + copies))
-    decode = slots * e * (V + 2 * m.n_head * length)  # the last logits; scores and their softmax
-    draw = slots * V * (e + 12 + 4 * copied)  # logits (in fp32 too), log p, p, p log p
-    sampling = {
-        "samples": requests * (16 * c.max_new + 34 * length),
-        "KV cache": 2 * m.n_layer * slots * k * length * e,
-        "decoding": max(prefill, decode, draw),
-    }
-    if not training:
-        return {"weights": e * n} | sampling
+    words = V * c.tp  # every rank draws from all logits
+    decode = slots * e * (words + 2 * m.n_head * length)  # the last logits; scores, their softmax
+    draw = slots * words * (e + 12 + 4 * (e < 4))  # logits (in fp32 too), log p, p, p log p
 
     # update: what every block keeps, and the largest of the head, of one block and of the embedding
-    tokens = min(max(c.microbatch, length), math.ceil(c.prompts / c.updates) * c.group * length)
+    batch = math.ceil(c.prompts / c.updates) * c.group * length  # of all ranks
+    tokens = min(max(c.microbatch, length), math.ceil(batch / dp))
     responses = tokens * c.max_new // length
-    share = dict(top=c.rho, random=c.rho, bottom=1 - c.rho, all=1.0)[c.keep]
+    rho = max(c.rho, c.rho_end)
+    share = dict(top=rho, random=rho, bottom=1 - c.rho).get(c.keep, 1.0)
     chunk = max(1, HEAD_CHUNK // V)
     rows, scored = min(math.ceil(share * responses), chunk), min(responses, chunk)
     block = tokens * kept_by_block(m, e, cuda)
@@ -99,20 +111,33 @@ def preflight(
     one = block * c.recompute + tokens * e * (2 * M + D) + D * M * (e + 4 * copied)
     if m.tie_embeddings:
         one += matrix  # the head's part waits for the embedding's
-        embedding = max(2 * matrix, handed)
+        embedding = max(3 * matrix, handed)  # its own gradient, the head's, and their sum
     else:
         head, embedding = max(head, handed), handed
-    prepass = c.updates > 1 and c.entropy == "current" and c.keep in ("top", "bottom")
-    passes = 12 * scored * V * prepass - 4 * n  # before any gradient
-    return {
-        "weights": 4 * n,
+    # a cut model gathers a block at a time, and one ahead; their gradients go out in fp32
+    layer = (n - V * D * (2 - m.tie_embeddings)) // m.n_layer
+    root = V * D * (2 - m.tie_embeddings)
+    blocks = root * e + 2 * layer * e + max(root, layer) * (e + 4) if ranks else 0
+    passes = 12 * scored * V - 4 * n // dp  # without gradient, before there is any
+    parts = {
+        "weights": 4 * n // dp,
         "bf16 copy": e * n * copied,
-        "optimizer": STATE[c.optimizer] * n,
-        **sampling,
-        "gradients": 4 * n,
+        "frozen base": e * n * (c.entropy == "base"),
+        "optimizer": STATE[c.optimizer] * n // dp,
+        # while they are drawn; afterwards all of them are in the host's memory
+        "samples": requests * (16 * c.max_new // dp + 34 * length * (not cuda)),
+        "gathered": e * n * ranks,
+        "blocks": blocks,
+        "KV cache": 2 * m.n_layer * slots * k * length * e,
+        "decoding": max(prefill, decode, draw),
+        "gradients": 4 * n // dp,
         "activations": activations,
         "backward": max(head, one, embedding - activations, passes - activations),
     }
+    if not training:
+        sampling = ("samples", "gathered", "KV cache", "decoding")
+        parts = {"weights": (4 if ranks else e) * n // dp} | {k: parts[k] for k in sampling}
+    return parts
 
 
 def peaks(parts: dict[str, int]) -> dict[str, int]:
@@ -122,7 +147,7 @@ def peaks(parts: dict[str, int]) -> dict[str, int]:
 
 def rows_that_fit(m: Shape, c, limit: float, *more) -> int:
     """The most rows at a time, at least a group, with which sampling stays below `limit` bytes."""
-    rows = range(c.group, MOST + 1) or [c.group]
+    rows = range(c.group, max(MOST, c.group) + 1)
 
     def need(r: int) -> int:
         return peaks(preflight(m, replace(c, rows=r), *more))["rollout"]
@@ -136,16 +161,15 @@ def room(device: torch.device) -> tuple[int, int] | None:
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
         return free, free
-    if device.type in ("cpu", "mps") and not Path("/proc/meminfo").exists():
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return total / 2, total  # a Mac: what is free it does not say, half is a guess
-    if device.type != "cpu":
+    if device.type != "cpu" or not Path("/proc/meminfo").exists():
         return None
     text = Path("/proc/meminfo").read_text() + Path("/proc/self/status").read_text()
     kib = {line.split(":")[0]: line.split()[1] for line in text.splitlines() if " kB" in line}
     available, total, mine = (int(kib[k]) * 1024 for k in ("MemAvailable", "MemTotal", "VmRSS"))
     limit, used = container(Path("/sys/fs/cgroup"))
-    return min(available + mine, total, limit - used + mine), min(total, limit)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's processes share the machine
+    free = min(available + mine * here, total, limit - used + mine * here)
+    return int(free / here), int(min(total, limit) / here)
 
 
 def container(folder: Path) -> tuple[float, float]:
@@ -199,34 +223,34 @@ def flags_of(changes: dict) -> str:
 
 
 def check(
-    model: Transformer, world, splits: dict[str, list], c, training: bool = True
+    model: Transformer, world, splits: dict[str, list], c, dp: int = 1, training: bool = True
 ) -> tuple[int, str]:
-    """(rows at a time, `c.rows` or what fits, and the table to print before step 1, one line when
-    all is below a GiB).  UserError when the device cannot hold the run."""
+    """(rows at a time, `c.rows` or what fits; the table to print before step 1, one line when all
+    is below a GiB).  UserError when the device cannot hold the run."""
     m, device = model.shape, model.head_weight.device
     longest = max((len(world.encode(p)) for some in splits.values() for p in some), default=1)
     looked = [some[: c.eval_problems or None] for k, some in splits.items() if k != "train"]
-    measured = max(map(len, looked))
-    has, more = room(device), (device, longest, measured, training)
-    auto = "" if c.rows else ", --rows auto"
+    has, more = room(device), (device, longest, max(map(len, looked)), dp, training)
     rows = c.rows or rows_that_fit(m, c, 0.9 * has[0] if has else 4 * GIB, *more)
-    c = replace(c, rows=rows)
-    parts = preflight(m, c, *more)
-    totals = {k: v for k, v in peaks(parts).items() if training or k == "rollout"}
-    need = max(totals.values())
-    text = f"memory: {need / GIB:.2f} GiB at most with {rows} rows at a time{auto}"
+    parts = preflight(m, replace(c, rows=rows), *more)
+    need = max(peaks(parts).values())
+    each = f" in each of {dp * c.tp} processes" if dp * c.tp > 1 else ""
+    text = f"memory: {need / GIB:.2f} GiB at most{each} with --rows {rows}"
     if has:
         text += f", of {has[0] / GIB:.1f} free on {device}"
     if has and need > has[0]:
-        advised = advice(m, c, has[0], *more)
+        advised = advice(m, replace(c, rows=rows), has[0], *more)
         if need > has[1]:
             raise UserError(f"{text}: it cannot fit; {advised}")
         text += f": not now; {advised}"
-    if need < GIB:
-        return rows, text
-    table = [f"  {'GiB':24s}" + "".join(f"{phase:>10s}" for phase in totals)]
+    return rows, text if need < GIB else f"{text}\n{table(parts)}"
+
+
+def table(parts: dict[str, int]) -> str:
+    """What `preflight` counted, by part and phase, in GiB."""
+    rows = [f"  {'GiB':24s}" + "".join(f"{phase:>10s}" for phase in PHASES)]
     for name, size in parts.items():
-        cells = (f"{size / GIB:.2f}" if name in PHASES[phase] else "" for phase in totals)
-        table.append(f"  {name:24s}" + "".join(f"{x:>10s}" for x in cells))
-    table.append(f"  {'together':24s}" + "".join(f"{x / GIB:10.2f}" for x in totals.values()))
-    return rows, "\n".join([text, *table])
+        cells = (f"{size / GIB:.2f}" if name in names else "" for names in PHASES.values())
+        rows.append(f"  {name:24s}" + "".join(f"{x:>10s}" for x in cells) if size else "")
+    together = "".join(f"{x / GIB:10.2f}" for x in peaks(parts).values())
+    return "\n".join([*filter(None, rows), f"  {'together':24s}{together}"])

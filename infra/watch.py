@@ -54,7 +54,7 @@ class Watch(threading.Thread):
         with self.lock:
             first = self.store.compare_set("failed", "", mine).decode() == mine
         if first:
-            print(f"fork_gpt: {mine}", file=sys.__stderr__, flush=True)
+            print(f"\nfork_gpt: {mine}", file=sys.__stderr__, flush=True)  # below the bar
         time.sleep(3 * PULSE)  # until the others have read it
         os._exit(2)  # threads of a broken group may never end
 
@@ -99,7 +99,7 @@ class Watch(threading.Thread):
             self.named = least
             late = [r for r, phase in phases.items() if phase == least]
             names, what = ", ".join(map(str, late)), signs[late[0]][2]
-            print(f"fork_gpt: the others wait for rank {names}: {what}", file=sys.__stderr__)
+            print(f"\nfork_gpt: the others wait for rank {names}: {what}", file=sys.__stderr__)
 
 
 def cause(e: BaseException) -> str:

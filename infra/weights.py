@@ -10,7 +10,6 @@ import os
 import platform
 import re
 import shutil
-import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, fields
 from pathlib import Path
@@ -84,98 +83,6 @@ def save_snapshot(folder: Path, step: int, weights: dict) -> None:
     save(Path(folder) / "snapshots" / f"{step:06}.pt", dict(step=step, weights=weights))
 
 
-# ---------------------------------------------------------------------- checkpoints
-
-Place = Sequence[tuple[int, int]]  # (start, size) in every dimension of a full tensor
-KEPT = 2  # checkpoints of a run: the last, and one to go back to
-
-
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    tensors: dict[str, tuple[Place, Tensor]],
-    more: dict,
-    rank: int = 0,
-    wait: Callable[[], object] = lambda: None,
-) -> None:
-    """FOLDER/STEP, a file for each rank: its parts of the tensors with their places and digests,
-    and `more` numbers and texts.  It has its name when all ranks have written (`wait` returns when
-    all have called it).  UserError when the disk refuses."""
-    new, name = folder / ".new", folder / f"{step:06}"
-    try:
-        if rank == 0:
-            shutil.rmtree(new, ignore_errors=True)
-            new.mkdir(parents=True)
-        wait()
-        held = {k: (list(place), crc(t), t.detach()) for k, (place, t) in tensors.items()}
-        with open(new / f"{rank:05}.pt", "wb") as f:
-            torch.save(dict(tensors=held, more=more), f)
-            f.flush()
-            os.fsync(f.fileno())
-        wait()
-        if rank == 0:
-            fsync(new)
-            shutil.rmtree(name, ignore_errors=True)  # a damaged one that was gone back behind
-            os.rename(new, name)
-            fsync(folder)
-            for old in checkpoints(folder)[:-KEPT]:
-                shutil.rmtree(old, ignore_errors=True)
-        wait()
-    except (OSError, RuntimeError) as e:  # torch.save has the latter for a full disk
-        why = getattr(e, "strerror", None) or str(e).splitlines()[0]
-        raise UserError(f"cannot write {name}: {why}; what was there is untouched") from None
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, the last one last."""
-    return sorted(p for p in folder.glob("*") if p.name.isdigit())
-
-
-def load_checkpoint(path: Path, tensors: dict[str, tuple[Place, Tensor]]) -> dict:
-    """Fill the tensors, each the part at its place, from what any number of ranks wrote; returns
-    what else they did.  UserError when something is missing, damaged, or of another shape."""
-    files = sorted(path.glob("*.pt"))
-    again = f"delete {path} to go on from the checkpoint before it"
-    try:
-        saved = [torch.load(f, mmap=True, weights_only=True, map_location="cpu") for f in files]
-        more, found = saved[0]["more"], {}
-        for name, (place, digest, t) in (x for f in saved for x in f["tensors"].items()):
-            found.setdefault(name, {})[tuple(map(tuple, place))] = digest, t  # twins are one
-    except Exception:  # a damaged file raises anything
-        raise UserError(f"{path} is damaged; {again}") from None
-    for name, (place, out) in tensors.items():
-        filled = 0
-        for there, (digest, t) in found.get(name, {}).items():
-            common = [meet(a, b) for a, b in zip(place, there, strict=False)]
-            if len(there) != len(place) or t.dtype != out.dtype or not all(n for _, n in common):
-                continue
-            if crc(t) != digest:
-                raise UserError(f"{path}: {name} has changed on the disk; {again}")
-            mine, theirs = (within(common, outer) for outer in (place, there))
-            out.data[mine] = t[theirs].to(out.device)
-            filled += math.prod(n for _, n in common)
-        if filled != out.numel():
-            raise UserError(f"{path} does not belong to this configuration: see {name}")
-    return more
-
-
-def meet(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
-    """What two (start, size) have in common; size 0 if nothing."""
-    start, end = max(a[0], b[0]), min(sum(a), sum(b))
-    return start, max(0, end - start)
-
-
-def within(inner: Place, outer: Place) -> tuple[slice, ...]:
-    """Where a part of a part stands in it."""
-    pairs = zip(inner, outer, strict=True)
-    return tuple(slice(a - b, a - b + n) for (a, n), (b, _) in pairs)
-
-
-def crc(t: Tensor) -> int:
-    """A digest of a tensor's bytes, by which a change on the disk is found."""
-    return zlib.crc32(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-
-
 # ---------------------------------------------------------------------- published folders
 
 HEADER_LIMIT = 100_000_000  # bytes of a safetensors header
@@ -191,6 +98,9 @@ KEYS = (
 # what else it may say, and the one value that is implemented here
 ONLY = dict(model_type="qwen3", hidden_act="silu", attention_bias=False, use_sliding_window=False)
 ABSENT = dict.fromkeys(("quantization_config", "num_experts"))
+
+
+Place = Sequence[tuple[int, int]]  # (start, size) in every dimension of a full tensor
 
 
 class Entry(NamedTuple):

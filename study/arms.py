@@ -7,13 +7,11 @@ An arm is a word of --keep and, after spaces, field=value pairs of its own (`OWN
 holds for all arms, so they share base model, steps, problems in their order, and seeds (--seed and
 those after it).  Each arm and seed is an ordinary run, OUT/ARM-seedS, with its log beside it, in a
 process of its own; --jobs of them at a time, by default one a core.  The same command again skips
-what is finished and resumes, bit for bit, what was stopped.
+what is finished, its study included, and resumes, bit for bit, what was stopped.
 
 It leaves OUT/data/comparison.json, OUT/comparison.md and a page, OUT/report.html, that tells the
-comparison and all else of the first arm's first run.  Intervals are 95%, Student's t over seeds,
-mean +- t s / sqrt(n): how the runs spread on these test problems, which all arms share.  With one
-seed, the test accuracy has the interval over problems instead, and a curve or a difference has
-none (low = high).  CPU-seconds are those of the training steps alone.
+comparison and all else of the first arm's first run.  CPU-seconds are those of the training steps.
+
 """
 
 import json
@@ -37,6 +35,7 @@ from infra import files, flags, weights
 from infra.files import UserError
 from infra.flags import flag
 from study import report
+from study.stats import MARGIN, difference, pooled, student
 from tasks import pretrain
 from tasks.ask import countdown_of, recipe_of
 
@@ -44,13 +43,14 @@ PROGRAM = Path(__file__).resolve().parent.parent / "fork_gpt.py"
 # what an arm may set; anything else would make it another task, base model or amount of training
 OWN = (
     "rho entropy pool normalize updates temperature overlong clip_low clip_high dual_clip "
-    "optimizer lr warmup weight_decay beta2 grad_clip microbatch"
+    "rho_end centre optimizer lr warmup weight_decay beta2 grad_clip microbatch"
 ).split()
 # the paper's means of six benchmarks in %, one run each of Qwen3 8B / 14B / 32B Base
 PAPER = {"all": "53.71 / 61.40 / 66.59", "top": "54.23 / 64.39 / 70.69", "bottom": "curve: drops"}
-HEAD = "arm|test accuracy|per seed|minus all|length|truncated|arithmetic|CPU-seconds|the paper"
+HEAD = "arm|test accuracy|each run|minus all||length|truncated|arithmetic|CPU-seconds|the paper"
 NOTES = """
-Intervals are 95%: Student's t over seeds (of one seed and of the base: over problems); `minus all` is paired by seed.
+Intervals are 95%: Student's t, the standard deviation pooled over arms, bases and seeds (of one run, and of the base: over
+problems); "equal": the whole interval is within 2 points of 0.
 The paper: accuracy in %, mean of six benchmarks, one run each of Qwen3 8B / 14B / 32B Base; mean length 4022 / 4752 /
 5849 tokens (all), 5508 / 7628 / 7227 (top 20%); bottom 80% is a curve, 8B only; it has no random control.
 """  # noqa: E501
@@ -62,12 +62,13 @@ class Comparison:
 
     arms: str = flag("", "compare these: words of --keep, each with FIELD=VALUE", group="--arms")
     seeds: int = flag(3, "seeds of each arm, from --seed on", "[1, inf)", needs="arms")
+    bases: int = flag(1, "base models, from --base-seed on", "[1, inf)", needs="arms")
     jobs: int = flag(0, "processes at a time; 0: one a core", "[0, inf)", needs="arms")
 
 
 @dataclass(frozen=True)
 class Job:
-    """An arm with one seed: its config and its command line."""
+    """An arm with one base and seed: its config and its command line."""
 
     arm: str
     config: Config
@@ -98,21 +99,25 @@ def plan(a: Comparison, given: dict) -> tuple[Path, int, list[Job]]:
     if "keep" in given or "resume" in given:
         raise UserError("--arms names what is kept and resumes by itself: drop --keep and --resume")
     shared, arms = configure(given), {}
+    if a.bases > 1 and shared.model:
+        raise UserError("--bases makes its own base models: drop --model")
     if shared.data and not shared.holdout:
         raise UserError("--holdout 0 leaves no test split to compare the arms on")
     for text in (" ".join(arm.split()) for arm in a.arms.split(",")):
         if text in arms:
             raise UserError(f"--arms {a.arms}: {text!r} stands there twice")
         try:
-            arms[text] = given | flags_of(text)
+            arms[text] = flags.readable(Config, given, own := flags_of(text)) | own
             configure(arms[text])
         except UserError as e:
             raise UserError(f"--arms {text!r}: {e}") from None
     names = {text: re.sub("[^A-Za-z0-9.]+", "-", text) for text in arms}
     out, jobs = Path(shared.out or f"runs/arms-{'-'.join(names.values())}"), []
-    for seed in range(shared.seed, shared.seed + a.seeds):
+    for base, seed in ((b, s) for b in range(a.bases) for s in range(a.seeds)):
         for text, mine in arms.items():
-            mine = mine | dict(seed=seed, out=f"{out / names[text]}-seed{seed}")
+            where = f"{out / names[text]}-base{base}-seed{seed}"
+            own = dict(base_seed=shared.base_seed + base) if a.bases > 1 else {}
+            mine = mine | own | dict(seed=shared.seed + seed, out=where)
             jobs.append(Job(text, configure(mine), tuple(flags.typed(mine))))
             claim_folder(jobs[-1].config, write=False)  # refuses another command's folder
     # an accelerator has room for one run, a core for one thread
@@ -129,7 +134,8 @@ def work(runs: list[Job], jobs: int, out: Path, stop: Callable[[], bool]) -> lis
     import fcntl  # POSIX
 
     waiting, running, failed = [r for r in runs if not r.done()], {}, []
-    bar = tqdm(total=len(runs), initial=len(runs) - len(waiting), desc="arms", unit="run")
+    steps = sum(r.config.steps for r in runs)  # a bar of steps forecasts the minutes early
+    bar = tqdm(total=steps, initial=sum(map(logged, runs)), desc="arms", unit="step")
     out.mkdir(parents=True, exist_ok=True)
     with bar, open(out / "lock", "w") as lock:
         try:  # children inherit the lock: it is held until the last of them has ended
@@ -144,11 +150,11 @@ def work(runs: list[Job], jobs: int, out: Path, stop: Callable[[], bool]) -> lis
                 time.sleep(0.3)
                 for run in [r for r in running if running[r].poll() is not None]:
                     code = running.pop(run).returncode
-                    bar.update()
                     if code:
                         failed.append(run)
                         bar.write(failure(run, code), file=sys.stderr)
-                bar.set_postfix_str(", ".join(progress(run) for run in running))
+                bar.set_postfix_str(", ".join(progress(run) for run in running), refresh=False)
+                bar.update(sum(map(logged, runs)) - bar.n)
                 if stop():
                     raise KeyboardInterrupt
         finally:  # SIGTERM ends a child that does not listen yet; any other saves first
@@ -175,50 +181,37 @@ def failure(run: Job, code: int) -> str:
     return f"{run.path().name} failed ({how}): {''.join(words[-1:])}; see {log}"
 
 
+def logged(run: Job) -> int:
+    """How many steps a run has logged."""
+    path = run.path("metrics.jsonl")
+    return min(path.read_bytes().count(b"\n"), run.config.steps) if path.exists() else 0
+
+
 def progress(run: Job) -> str:
     """How far a run is, from the last whole line of its metrics."""
-    path = run.path("metrics.jsonl")
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    line = json.loads(lines[-1]) if lines else dict(step=0, reward=math.nan)
-    return f"{run.path().name} {line['step']}/{run.config.steps} reward {line['reward']:.2f}"
+    n, path = logged(run), run.path("metrics.jsonl")
+    reward = json.loads(path.read_bytes().split(b"\n")[n - 1])["reward"] if n else math.nan
+    return f"{run.path().name} {n}/{run.config.steps} reward {reward:.2f}"
 
 
 # ---------------------------------------------------------------------- the numbers
 
 
-def student(df: int) -> float:
-    """The 97.5% point of Student's t with `df` degrees of freedom.
-
-    t = sqrt(df) tan(a), where the density of the angle a is proportional to cos(a)^(df - 1)."""
-    angle = np.linspace(0, np.pi / 2, 100_001)
-    density = np.cos(angle) ** (df - 1)
-    mass = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
-    return math.sqrt(df) * math.tan(np.interp(0.95, mass / mass[-1], angle))
-
-
-def mean_interval(values: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """values (n, ...), a row a seed -> (mean, low, high), each (...): Student's t, 95%; one row is
-    its own low and high."""
-    x = np.asarray(values, dtype=np.float64)
-    n, mean = len(x), x.mean(0)
-    half = student(n - 1) * x.std(0, ddof=1) / math.sqrt(n) if n > 1 else 0 * mean
-    return mean, mean - half, mean + half
-
-
 def curve(logs: list[list[dict]]) -> dict[str, list]:
-    """The metrics of one arm, a list of lines a seed -> training accuracy at each step, mean over
-    seeds with its interval, and the mean CPU-seconds spent up to there."""
-    accuracy, low, high = mean_interval([[line["accuracy"] for line in log] for log in logs])
+    """The metrics of one arm, a list of lines a run -> training accuracy at each step, the mean and
+    each run's, and the mean CPU-seconds spent up to there."""
+    runs = np.array([[line["accuracy"] for line in log] for log in logs])
     spent = np.cumsum([[line["cpu_seconds"] for line in log] for log in logs], axis=1).mean(0)
-    lists = dict(cpu_seconds=spent, accuracy=accuracy, low=low.clip(0, 1), high=high.clip(0, 1))
+    lists = dict(cpu_seconds=spent, accuracy=runs.mean(0), runs=runs.round(4))
     return dict(step=[line["step"] for line in logs[0]]) | {k: v.tolist() for k, v in lists.items()}
 
 
-def results(summaries: list[dict], cpu_seconds: float) -> dict:
-    """The summaries of one arm, one a seed -> its results on the test split."""
+def results(summaries: list[dict], cpu_seconds: float, sd: float, df: int) -> dict:
+    """The summaries of one arm, one a run -> its results on the test split."""
     each = [s["test_accuracy"] for s in summaries]
-    accuracy, low, high = (float(x) for x in mean_interval(each))
-    if len(each) == 1:
+    accuracy, half = float(np.mean(each)), student(df) * sd / math.sqrt(len(each)) if df else 0.0
+    low, high = accuracy - half, accuracy + half
+    if not df:
         low, high = summaries[0]["test_accuracy_interval"]
     found = dict(accuracy=accuracy, low=max(0.0, low), high=min(1.0, high), per_seed=each)
     for key in ("arithmetic", "length", "truncated"):
@@ -226,32 +219,33 @@ def results(summaries: list[dict], cpu_seconds: float) -> dict:
     return found | dict(cpu_seconds=cpu_seconds)
 
 
-def difference(arm: dict[int, float], other: dict[int, float]) -> dict:
-    """Test accuracies by seed -> arm minus other over the seeds that both have; {} if none."""
-    if not (seeds := sorted(arm.keys() & other.keys())):
-        return {}
-    mean, low, high = mean_interval([arm[s] - other[s] for s in seeds])
-    return dict(difference=dict(seeds=seeds, mean=float(mean), low=float(low), high=float(high)))
-
-
 def compare(runs: list[Job]) -> dict:
     """The finished runs as comparison.json has them; each arm also has its `difference` from the
     arm "all" where there is one."""
-    arms, accuracy = [], {}
-    for text in dict.fromkeys(run.arm for run in runs):
-        mine = [run for run in runs if run.arm == text]
-        logs = [[json.loads(line) for line in open(r.path("metrics.jsonl"))] for r in mine]
-        summaries = [json.loads(r.path("summary.json").read_text()) for r in mine]
-        drawn, c, s = curve(logs), mine[0].config, summaries[0]
-        accuracy[text] = {s["seed"]: s["test_accuracy"] for s in summaries}
+    arms, found = [], {}
+    for run in runs:
+        summary = json.loads(run.path("summary.json").read_text())
+        found.setdefault(run.arm, []).append((run, summary))
+    accuracy = {text: [s["test_accuracy"] for _, s in mine] for text, mine in found.items()}
+    sd, df = pooled(list(accuracy.values()))
+    for text, mine in found.items():
+        (jobs, summaries), c = zip(*mine, strict=True), mine[0][0].config
+        logs = [[json.loads(line) for line in open(job.path("metrics.jsonl"))] for job in jobs]
+        drawn = curve(logs)
         others = " ".join(pair for pair in text.split()[1:] if not pair.startswith("rho="))
-        arm = dict(name=text, keep=c.keep, rho=c.rho, flags=others, seeds=list(accuracy[text]))
-        arms.append(arm | dict(curve=drawn, test=results(summaries, drawn["cpu_seconds"][-1])))
-    for arm in arms:
-        if arm["name"] != "all":
-            arm |= difference(accuracy[arm["name"]], accuracy.get("all", {}))
-    base = dict(accuracy=s["test_accuracy_base"], interval=s["test_accuracy_base_interval"])
-    return dict(base=base, n_problems=s["test_problems"], k=c.eval_k, arms=arms)
+        arm = dict(name=text, keep=c.keep, rho=c.rho, flags=others, curve=drawn)
+        arm |= {k: [getattr(job.config, k) for job in jobs] for k in ("base_seed", "seed")}
+        arm |= dict(test=results(summaries, drawn["cpu_seconds"][-1], sd, df))
+        if text != "all" and "all" in found:
+            arm |= dict(difference=difference(accuracy[text], accuracy["all"], sd, df))
+        arms.append(arm)
+    bases = {run.config.base_seed: s for mine in found.values() for run, s in mine}
+    base = [s["test_accuracy_base"] for s in bases.values()]
+    s = summaries[0]
+    interval = s["test_accuracy_base_interval"] if len(base) == 1 else None
+    base = dict(accuracy=float(np.mean(base)), per_base=base, interval=interval)
+    about = dict(n_problems=s["test_problems"], k=c.eval_k, sd=sd if df else None, df=df)
+    return dict(base=base, margin=MARGIN) | about | dict(arms=arms)
 
 
 def comparison_table(record: dict) -> str:
@@ -260,18 +254,19 @@ def comparison_table(record: dict) -> str:
     for arm in record["arms"]:
         t, d = arm["test"], arm.get("difference")
         minus = f"{d['mean']:+.3f}" if d else ""
-        minus += f" [{d['low']:+.3f}, {d['high']:+.3f}]" if d and len(d["seeds"]) > 1 else ""
+        minus += f" [{d['low']:+.3f}, {d['high']:+.3f}]" if d and d["low"] is not None else ""
         plain = not arm["flags"] and (arm["rho"] == 0.2 or arm["keep"] == "all")
         row = [arm["name"], f"{t['accuracy']:.3f} [{t['low']:.3f}, {t['high']:.3f}]"]
-        row += [" ".join(f"{x:.3f}" for x in t["per_seed"]), minus, f"{t['length']:.1f}"]
+        row += [" ".join(f"{x:.3f}" for x in t["per_seed"]), minus, d.get("verdict", "")]
+        row += [f"{t['length']:.1f}"]
         row += [f"{t['truncated']:.3f}", f"{t['arithmetic']:.3f}", f"{t['cpu_seconds']:.0f}"]
         rows.append([*row, PAPER.get(arm["keep"], "none") if plain else "none"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * w for w in widths])
     text = [" | ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)) for row in rows]
-    base, (low, high) = record["base"]["accuracy"], record["base"]["interval"]
-    first = f"Base model {base:.3f} [{low:.3f}, {high:.3f}]; {record['n_problems']} test problems, "
-    first += f"{record['k']} samples each.\n\n"
+    each, n = record["base"]["per_base"], record["n_problems"]
+    first = f"Base model {' '.join(f'{x:.3f}' for x in each)}; {n} test problems, {record['k']} "
+    first += "samples each.\n\n"
     return first + "".join(f"| {line} |\n" for line in text) + NOTES
 
 
@@ -281,7 +276,10 @@ def main(a: Comparison, given: dict, argv: list[str]) -> int:
     stop, c = files.stop_on_signal(), jobs[0].config
     if not (c.model or all(job.done() for job in jobs)):
         torch.set_num_threads(c.threads)  # a part of the base model's name
-        pretrain.base_model(recipe_of(c), countdown_of(c), stop)  # once, before anyone wants it
+        for recipe in dict.fromkeys(
+            recipe_of(job.config) for job in jobs
+        ):  # before anyone wants it
+            pretrain.base_model(recipe, countdown_of(c), stop)
     failed = work(jobs, at_a_time, out, stop)
     if finished := [job for job in jobs if job.done()]:
         record = compare(finished)

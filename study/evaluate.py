@@ -39,6 +39,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+import parallel
 from fork_gpt import Config
 from infra import files, flags, memory, weights
 from infra.files import UserError
@@ -49,10 +50,10 @@ from tasks.ask import World, ask, fitting, interval, open_world, seed_of
 from tasks.maths import read_sets, template_of
 
 # the flags of a run that an evaluation reads; what the run's config.json says is their default
-ANYWHERE = "model out seed device threads dtype rows max_new temperature".split()
-MATHS = "data template system verifier max_prompt skip_bad".split()
-SMALL = "n_numbers max_number max_value ops".split()
-INHERITED = "dtype max_new template system verifier n_numbers max_number max_value ops".split()
+ANYWHERE = "model out seed device tp threads dtype rows max_new temperature".split()
+MATHS = "data template verifier max_prompt skip_bad".split()
+SMALL = "n_numbers max_number max_value ops attempts filler_share filler_entropy".split()
+INHERITED = ["dtype", "rows", "max_new", "template", "verifier", *SMALL]
 
 
 @dataclass(frozen=True)
@@ -210,16 +211,17 @@ def evaluate_set(
     scores = scores_on_disk(path, len(problems), per, world, e.k)
     tokens, start = 0, time.perf_counter()
     bar = tqdm(total=len(problems), initial=len(scores), desc=path.stem, unit="problem")
-    with bar, open(path, "ab") as f:
+    with bar, open(path if files.WRITES else os.devnull, "ab") as f:
         while len(scores) < len(problems):
-            if stop():
+            if parallel.here().any(stop()):
                 raise KeyboardInterrupt
             first = len(scores)
             part = problems[first : first + per]
             records = sample_batch(model, world, path.stem, first, part, c, e)
             f.write(b"".join(json.dumps(r).encode() + b"\n" for r in records))
             f.flush()
-            os.fsync(f.fileno())
+            if files.WRITES:
+                os.fsync(f.fileno())
             groups = (records[i : i + e.k] for i in range(0, len(records), e.k))
             scores += [score(group, world) for group in groups]
             tokens += sum(r["tokens"] for r in records)
@@ -251,14 +253,21 @@ def open_sets(
 def run(c: Config, e: Evaluation, command: str, stop: Callable[[], bool]) -> dict:
     """The whole evaluation; returns, prints and writes the table.  `command` is noted there."""
     torch.set_num_threads(c.threads)
+    with parallel.joined(c.tp, weights.device(c.device)):
+        return measured(c, e, command, stop)
+
+
+def measured(c: Config, e: Evaluation, command: str, stop: Callable[[], bool]) -> dict:
+    """`run` in one or several processes."""
     model, world, sets, dropped = open_sets(c, e)
     folder = Path(c.out or f"runs/eval-{Path(c.model).resolve().name}-{'-'.join(sets)}-k{e.k}")
-    device = model.head_weight.device
+    device = weights.device(c.device)
     # the same paths may come to hold a model trained further, or other problems
-    head = model.head_weight.detach().contiguous().view(torch.uint8).cpu().numpy()
-    form = template_of(c.template) if c.data else None
-    digests = {"weights": head, "problems": repr((sets, form)).encode()}
-    mine = {k: getattr(c, k) for k in (*ANYWHERE, *MATHS, *SMALL) if k != "out"} | asdict(e)
+    norm = parallel.full(model, "model.norm.weight").contiguous().view(torch.uint8).cpu().numpy()
+    digests = {"weights": norm, "problems": repr(sets).encode()}
+    mine = {
+        k: getattr(c, k) for k in (*ANYWHERE, *MATHS, *SMALL) if k not in ("out", "tp")
+    } | asdict(e)
     mine |= {k: hashlib.sha256(v).hexdigest()[:16] for k, v in digests.items()}
     mine["device"] = str(device)
     rows, table = memory.check(
@@ -270,6 +279,7 @@ def run(c: Config, e: Evaluation, command: str, stop: Callable[[], bool]) -> dic
     print(table)
     for write in (False, True):  # refused where other files are: one may be the data itself
         files.claim(folder, mine, write)
+    parallel.here().wait()  # for the folder
     print(f"results in {folder}; responses of at most {c.max_new:,} tokens")
     found = {}
     for name, problems in sets.items():

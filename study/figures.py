@@ -277,7 +277,8 @@ def compare(a: Sequence[float], b: Sequence[float]) -> str:
 def tested(d: dict, which: str) -> dict | None:
     """Base or final of `distribution`, as accuracy, low, high."""
     r = d.get(which)
-    return r and dict(accuracy=r["accuracy"], low=r["interval"][0], high=r["interval"][1])
+    low, high = r and r["interval"] or (None, None)
+    return r and dict(accuracy=r["accuracy"], low=low, high=high)
 
 
 def before_after(d: dict, w: int) -> Drawing:
@@ -577,12 +578,12 @@ def arm_curves(d: dict, w: int, over: str, what: str) -> Drawing:
     series = []
     for a in main_arms(d):
         c, style = a["curve"], a["keep"] if a["keep"] in MASKS else "ink"
-        columns = dict(x=c[over], y=c["accuracy"], low=c["low"], high=c["high"])
+        columns = dict(x=c[over], y=c["accuracy"])
         series.append(columns | dict(name=title_of(a)[:12], style=style))
     series = [s for s in series if s["x"]]
     if not series:
         return label(0, 20, "no arm has made a step yet", "axis"), 40
-    values = [v for s in series for k in ("y", "low", "high") for v in s[k] if v is not None]
+    values = [v for s in series for v in s["y"]]
     return curves(series, w, 340, *percents(min(values), max(values)), (what, "training accuracy"))
 
 
@@ -596,8 +597,8 @@ def say_by_step(d: dict) -> str:
         for a in main_arms(d)
         if a["curve"]["accuracy"]
     ]
-    n = sorted({len(a["seeds"]) for a in main_arms(d)})
-    over = f"means and 95% intervals over {' or '.join(map(str, n))} seeds each"
+    n = sorted({len(a["seed"]) for a in main_arms(d)})
+    over = f"means over {' or '.join(map(str, n))} runs each"
     return f"Training accuracy at the last step: {', '.join(ends) or 'none yet'}; {over}."
 
 
@@ -642,7 +643,7 @@ def say_final_test(d: dict) -> str:
 
 def anatomy(d: dict, w: int) -> Drawing:
     """The norm by mask; below it the norm and the agreement of two halves by entropy decile."""
-    rows = []
+    d, rows = d["models"][0], []
     for a in d["arms"]:
         keep, note = (
             a["name"].split()[0],
@@ -661,6 +662,7 @@ def anatomy(d: dict, w: int) -> Drawing:
 
 
 def say_anatomy(d: dict) -> str:
+    d = d["models"][0]
     parts = [
         f"{a['name']} has norm {num(a['norm'])}, cosine {a['cosine']:.3f} with the full gradient "
         f"and {a['split_half']:.2f} between halves"
@@ -669,37 +671,27 @@ def say_anatomy(d: dict) -> str:
     return f"{'; '.join(parts)}. {d['n_tokens']:,} tokens of the {d['model']} model."
 
 
-def causal(d: dict, w: int) -> Drawing:
-    """Mean absolute effect of another token by entropy decile, and that of sampling alone."""
-    rows = d["deciles"]
-    noisy = all("noise" in r for r in rows)
-    y = (0.0, max([1e-9] + [max(r["high"], r["effect"], r.get("noise", 0)) for r in rows]) * 1.05)
-    words = ("decile of entropy, 10 = highest", "|difference of success rates|")
-    words += ("line: the token kept both times",) if noisy else ()
-    px, py, out = by_decile(rows, "effect", w, 320, y, words)
+def decomposition(d: dict, w: int) -> Drawing:
+    """Share of the outcome's variance that each tenth of the tokens by entropy holds."""
+    rows = d["base"]["deciles"]
+    ends = [x for r in rows for x in (r["low"], r["high"])]
+    y = min(0.0, *ends) * 1.05, max(*ends, 1e-9) * 1.05
+    words = ("decile of entropy, 10 = highest", "share of the outcome's variance")
+    px, py, out = by_decile(rows, "share", w, 320, y, words)
     for r in rows:
         x = r["decile"] - 0.5
         out += stroke([(px(x), py(r["low"])), (px(x), py(r["high"]))], "whisker")
-        if noisy:
-            ends = [(px(x + side), py(r["noise"])) for side in (-0.4, 0.4)]
-            out += stroke(ends, "line solid all")
     return out, 320
 
 
-def say_causal(d: dict) -> str:
-    def one(r: dict) -> str:
-        noise = f" (sampling alone {num(r['noise'])})" if "noise" in r else ""
-        ends = f"[{num(r['low'])}, {num(r['high'])}]"
-        return f"{num(r['effect'])} {ends} in decile {r['decile']}{noise}"
-
-    rank = f"{d['correlation']:.2f} [{d['low']:.2f}, {d['high']:.2f}]".replace("-", "−")
-    weighted = [num(r["weighted"]) for r in (d["deciles"][-1], d["deciles"][0]) if "weighted" in r]
-    often = f" Weighted by how often it is drawn: {' and '.join(weighted)}." if weighted else ""
-    return (
-        f"Forcing another token changes the success rate by {one(d['deciles'][-1])} and by "
-        f"{one(d['deciles'][0])}; its rank correlation with entropy is {rank} over "
-        f"{d['n_positions']:,} positions.{often}"
-    )
+def say_decomposition(d: dict) -> str:
+    parts = []
+    for which, name in SIDES.items():
+        share, low, high = d[which]["top20"]
+        ends = f"[{100 * low:.0f}, {100 * high:.0f}]"
+        most = ", ".join(f"{r['name']} {pct(r['share'])}" for r in d[which]["kinds"][:3])
+        parts.append(f"{name}: the top fifth holds {100 * share:.0f}% {ends}; {most}.")
+    return " ".join(parts)
 
 
 def sparsity(d: dict, w: int) -> Drawing:
@@ -738,6 +730,6 @@ FIGURES = dict(
     arms_cpu=("comparison", by_cpu, say_by_cpu),
     arms_test=("comparison", final_test, say_final_test),
     anatomy=("anatomy", anatomy, say_anatomy),
-    causal=("causal", causal, say_causal),
+    decomposition=("decomposition", decomposition, say_decomposition),
     sparsity=("sparsity", sparsity, say_sparsity),
 )

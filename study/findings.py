@@ -1,22 +1,25 @@
 """Every figure of the paper, and two that it lacks, as numbers: from a run to RUN/data/*.json.
 
     python -m study runs/x          # where the entropy is, which tokens fork, what RLVR changed
-    python -m study runs/x --all    # and decoding, gradients, causes: about three CPU-minutes more
+    python -m study runs/x --all    # and decoding, gradients, causes: about ten CPU-minutes more
 
 `fork_gpt.py` ends with the first; `study/report.py` draws what is there.  A section is a small pure
 function from tensors to numbers and one that collects its tensors from the models: `distribution`
 and `tokens` (paper section 3), `traces`, `two_temperature` (Eq. 5), `during` (section 4), `anatomy`
-of the gradient of Eq. 6, `causal` test of forks, `sparsity` of the update.  One that cannot be made
-is {"missing": why}.  Entropies are nats, shares 0..1, intervals 95%.
+of the gradient of Eq. 6, `decomposition` of the outcome's variance over tokens, `values` of the
+traces' tokens and their alternatives, what was `learned`, `sparsity` of the update.  One that
+cannot be made is {"missing": why}.  Entropies are nats, shares 0..1, intervals 95%.
 """
 
+import copy
 import json
 import math
 import shlex
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from random import Random
 
 import numpy as np
 import torch
@@ -28,8 +31,9 @@ from fork_gpt import Config, configure, group_advantages, mixed, top_entropy
 from infra import files, flags, weights
 from infra.files import UserError
 from infra.flags import flag
-from model import Transformer, at_least_fp32, entropy_of
+from model import NEVER, Transformer, at_least_fp32, entropy_of
 from rollout import Rollout, Sampling
+from study.stats import deciles, shares
 from tasks.ask import (
     PERCENTILES,
     World,
@@ -37,15 +41,21 @@ from tasks.ask import (
     distribution,
     entropy_by_token,
     measure,
+    open_model,
     open_task,
+    rescore,
     seed_of,
 )
-from tasks.countdown import Countdown
+from tasks.countdown import KINDS, Countdown
 from tasks.tokenizer import Tokenizer
 
-TEMPERATURES = (0.0, 0.05, 0.3, 0.6, 1.0, 2.0, 3.0, 5.0)  # the paper's grid
+# the paper's grid, and where a small model still makes sense
+TEMPERATURES = (0.0, 0.05, 0.3, 0.6, 1.0, 1.1, 1.2, 1.3, 1.5, 2.0, 3.0, 5.0)
+RHOS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 LONGEST = 400  # response tokens of a trace that the page shows
 COORDINATES = 2**24  # of a gradient, at most, that the anatomy keeps
+LARGEST = 10  # tokens that a robust agreement of halves leaves out
+PLAUSIBLE = 0.001  # alternatives of less probability have no value measured
 
 
 def histogram(entropy: Tensor, highest: float, bins: int = 50) -> dict[str, list]:
@@ -77,37 +87,6 @@ def change_by_bin(base: Tensor, final: Tensor, bins: int = 20) -> list[dict[str,
     return out
 
 
-def deciles(x: Tensor) -> Tensor:
-    """x (n,) -> (n,) int64, 0 for the lowest tenth to 9 for the highest, ties by position."""
-    x = x.cpu()
-    rank = torch.empty(len(x), dtype=torch.long)
-    rank[x.argsort(stable=True)] = torch.arange(len(x))
-    return rank * 10 // max(len(x), 1)
-
-
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Rank correlation of two (n,), ties at their mean rank; 0 where one of them is constant."""
-
-    def ranks(values: np.ndarray) -> np.ndarray:
-        _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
-        return (counts.cumsum() - (counts - 1) / 2)[index]
-
-    a, b = (r - r.mean() for r in (ranks(x), ranks(y)))
-    return float(a @ b / max(math.sqrt((a @ a) * (b @ b)), 1e-12))
-
-
-def clustered(
-    statistic: Callable[[np.ndarray], float], cluster: np.ndarray, resamples: int = 500
-) -> tuple[float, float]:
-    """95% bootstrap interval of `statistic(indices)`, drawing whole clusters: tokens of one
-    response share its luck.  cluster (n,) ints; fixed seed."""
-    members = [np.flatnonzero(cluster == c) for c in np.unique(cluster)]
-    draws = np.random.default_rng(0).integers(0, len(members), (resamples, len(members)))
-    values = [statistic(np.concatenate([members[i] for i in draw])) for draw in draws]
-    low, high = np.percentile(values, (2.5, 97.5))
-    return float(low), float(high)
-
-
 def compare_gradients(halves: Tensor, full: Tensor) -> dict[str, float]:
     """halves (2, P), the gradient of each half of the groups, and the full gradient (P,) -> norm of
     their sum, its cosine with the full one, and the cosine of the halves (1: signal, 0: noise)."""
@@ -121,25 +100,45 @@ def compare_gradients(halves: Tensor, full: Tensor) -> dict[str, float]:
     return dict(norm=mine.norm().item(), cosine=cosine(mine, full), split_half=cosine(*halves))
 
 
-def unchanged(base: dict[str, Tensor], final: dict[str, Tensor]) -> dict:
-    """The share of parameters equal in both after rounding to bf16: of all, and by layer."""
-    layers = {}  # name -> [equal, all]
+def unchanged(base: dict[str, Tensor], final: dict[str, Tensor], decay: float) -> dict:
+    """The share of parameters equal in both after rounding to bf16: of all, and by layer; and the
+    same where weight decay alone, which multiplies matrices by `decay`, is taken out of the change
+    (`beyond`) or is all there is (`decayed`)."""
+    layers = {}  # name -> [equal, equal to the decayed base, decayed base equal to the base, all]
     for name, p in base.items():
-        words = name.split(".")  # model.layers.7.mlp.up_proj.weight, model.norm.weight
+        words, q = name.split("."), final[name].to(p.device)  # model.layers.7.mlp.up_proj.weight
         layer = " ".join(words[1:3]) if "layers" in words else words[-2]
-        counts = layers.setdefault(layer, [0, 0])
-        counts[0] += (p.bfloat16() == final[name].to(p.device).bfloat16()).sum().item()
-        counts[1] += p.numel()
-    same, n = (sum(x) for x in zip(*layers.values(), strict=True))
-    rows = [dict(name=k, unchanged=a / b, n=b) for k, (a, b) in layers.items()]
-    return dict(dtype="bfloat16", unchanged=same / n, layers=rows)
+        shrunk = p * decay if p.ndim == 2 else p
+        pairs = ((p, q), (shrunk, q), (p, shrunk))
+        counts = [(x.bfloat16() == y.bfloat16()).sum().item() for x, y in pairs]
+        old = layers.setdefault(layer, [0, 0, 0, 0])
+        layers[layer] = [a + b for a, b in zip(old, [*counts, p.numel()], strict=True)]
+
+    def row(counts: list) -> dict:
+        names = ("unchanged", "beyond", "decayed")
+        return {k: x / counts[3] for k, x in zip(names, counts, strict=False)}
+
+    total = [sum(x) for x in zip(*layers.values(), strict=True)]
+    rows = [dict(name=k, n=counts[3]) | row(counts) for k, counts in layers.items()]
+    return dict(dtype="bfloat16", decay=decay) | row(total) | dict(layers=rows)
 
 
-def steps_of(words: Sequence[str], by_try: bool) -> list[tuple[int, int]]:
-    """(start, end) of every step of a response: from a "try" to the next, else line by line."""
-    begins = (lambda i: words[i].strip() == "try") if by_try else (lambda i: "\n" in words[i - 1])
-    starts = [i for i in range(len(words)) if i == 0 or begins(i)]
-    return list(zip(starts, [*starts[1:], len(words)], strict=True))
+def places(words: Sequence[str]) -> list[str]:
+    """What each word of a Countdown response, filler left out, is there for."""
+    tried = ["first operand", "operator", "second operand", "=", "result"]
+    out, since, before = [], 9, ""
+    for word in (w.strip() for w in words):
+        if since < 5:
+            name = tried[since]
+        elif before == "no":
+            name = "after no"
+        elif word in ("yes", "no"):
+            name = "yes or no"
+        else:
+            name = "answer" if "answer" in out or before == "answer" else "rest"
+        out.append(name)
+        since, before = 0 if word == "try" else since + 1, word
+    return out
 
 
 # ---------------------------------------------------------------------- from models to tensors
@@ -153,16 +152,15 @@ class Missing(Exception):
 class Flags:
     """What `python -m study RUN` takes beside the run's folder; `--help` is this list."""
 
-    all: bool = flag(False, "also two_temperature, anatomy and causal, which take minutes")
+    all: bool = flag(False, "also the sections that take minutes")
     device: str = flag("auto", "where to run; auto takes the best there is", "auto cuda mps cpu")
     seed: int = flag(0, "of what is sampled anew", "[0, 1e18)")
     problems: int = flag(96, "problems of during, two_temperature and anatomy", "[1, inf)")
     k: int = flag(4, "samples per problem and temperature", "[1, inf)")
     percentile: float = flag(80.0, "of entropies: threshold of two_temperature", "[0, 100]")
-    threshold: float = flag(-1.0, "the same in nats; below 0 the percentile counts", "(-inf, inf)")
-    responses: int = flag(24, "responses whose tokens causal forces to be others", "[1, inf)")
-    positions: int = flag(2000, "tokens of them, equally many per entropy decile", "[1, inf)")
-    continuations: int = flag(8, "K: continuations from each, three times", "[1, inf)")
+    threshold: float = flag(0.3, "nats: its other threshold", "[0, inf)")
+    responses: int = flag(120, "responses that decomposition continues from each token", "[1, inf)")
+    continuations: int = flag(16, "K: continuations of a lot; there are two", "[1, inf)")
 
 
 @dataclass
@@ -176,11 +174,15 @@ class Run:
     c: Config
     world: World
     splits: dict[str, list]
-    model: Transformer
+    model: Transformer | None
     looks: dict[str, tuple[dict, Rollout]] = field(default_factory=dict)
     states: dict[int, Path | dict[str, Tensor]] = field(default_factory=dict)
+    cpu_seconds: float | None = None
 
     def __post_init__(self) -> None:
+        if self.model is None:  # the run was cut over processes that are gone
+            dtype = getattr(torch, self.c.dtype)
+            self.model, _ = open_model(self.folder, weights.device(self.c.device), dtype=dtype)
         self.states = self.states or states_of(self.folder, self.c.steps, self.model)
 
     def weights_of(self, step: int) -> dict[str, Tensor]:
@@ -231,60 +233,81 @@ def states_of(folder: Path, step: int, model: Transformer) -> dict[int, Path | d
 
 
 @torch.no_grad()
-def rescore(model: Transformer, samples: Rollout, temperature: float = 1.0) -> Tensor:
-    """The entropies (n,) fp32 of all response tokens under `model`, teacher-forced."""
-    n = len(samples.finished)
-    parts = (samples.sequences(range(i, min(i + 16, n))) for i in range(0, n, 16))
-    return torch.cat([model(*p.scored(), temperature)[1] for p in parts]).cpu()
-
-
-@torch.no_grad()
 def alternatives(
     model: Transformer, samples: Rollout, n: int = 5, temperature: float = 1.0
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Teacher-forced, for each response token: its probability (N,), the entropy (N,) and the `n`
-    likeliest tokens' probabilities and ids, (N, n) each, of softmax(logits.float() / T)."""
-    tokens, cu_seqlens, rows, targets = samples.scored()
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Teacher-forced, for each response token: its probability (N,), the entropy (N,), the `n`
+    likeliest tokens' probabilities and ids, (N, n) each, of p = softmax(logits.float() / T), and
+    the norm (N,) of its log-prob's gradient by the logits, onehot - p."""
     weight, out = model.head_weight[: model.n_vocab], []
+    whole = samples.sequences(range(len(samples.finished)), weight.device)
+    tokens, cu_seqlens, rows, targets = whole.scored()
     h = model.hidden(tokens, cu_seqlens)[rows]  # (N, n_embd)
     for x, y in zip(h.split(256), targets.split(256), strict=True):
         logp = (at_least_fp32(F.linear(x, weight)) / temperature).log_softmax(-1)  # (256, V)
         best = logp.topk(min(n, len(weight)))
-        mine = logp.gather(-1, y[:, None])[:, 0].exp()
-        out.append((mine, entropy_of(logp), best.values.exp(), best.indices))
+        mine = logp.gather(-1, y[:, None])  # (256, 1)
+        others = logp.exp().scatter(-1, y[:, None], mine.expm1()).norm(dim=-1)  # p - onehot
+        out.append((mine[:, 0].exp(), entropy_of(logp), best.values.exp(), best.indices, others))
     return tuple(torch.cat(x).cpu() for x in zip(*out, strict=True))
 
 
 def gradients(
-    model: Transformer, samples: Rollout, advantages: Tensor, masks: Tensor, G: int, T: float = 1.0
+    model: Transformer, samples: Rollout, weights: Tensor, G: int, T: float = 1.0
 ) -> Tensor:
-    """The gradient of sum(A log p) / n over the response tokens of each of `masks` (M, n) bool,
-    separately for the even and the odd groups: (M, 2, P) fp32.
+    """The gradient of sum(w log p) / n over the n response tokens for each w of `weights` (M, n),
+    separately for the even and the odd groups of G samples: (M, 2, P) fp32.
 
-    At the first update after a rollout r = 1, so this is the gradient of Eq. 6, here divided by all
-    n tokens whatever the mask, that parts may be added.  advantages (B,), G samples a group.  Of
-    more than COORDINATES parameters every so-manyth is kept, and norms scaled up."""
+    At the first update after a rollout r = 1, so w = A is the gradient of Eq. 6, and w = A on a
+    mask its part, here divided by all n tokens whatever the mask, that parts may be added.  Of more
+    than COORDINATES parameters every so-manyth is kept, and norms scaled up."""
     parameters = list(model.parameters())
     every = -(-sum(p.numel() for p in parameters) // COORDINATES) | 1  # odd: meets every column
     size = sum(len(range(0, p.numel(), every)) for p in parameters)
-    out, end = torch.zeros(len(masks), 2, size), 0
-    for g in tqdm(range(len(advantages) // G), desc="anatomy", unit="group", leave=False):
-        which = list(range(g * G, (g + 1) * G))
-        s = samples.sequences(which)
+    out, end = torch.zeros(len(weights), 2, size), 0
+    for g in tqdm(range(len(samples.finished) // G), desc="anatomy", unit="group", leave=False):
+        s = samples.sequences(range(g * G, (g + 1) * G), model.head_weight.device)
         logprobs, _ = model(*s.scored(), T)  # (K,)
-        terms = logprobs * advantages[which].to(logprobs).repeat_interleave(s.lengths())
-        start, end = end, end + len(terms)
-        for m, mask in enumerate(masks[:, start:end].to(terms.device)):
-            if mask.any():
-                loss = terms[mask].sum() * (math.sqrt(every) / masks.shape[1])
+        start, end = end, end + len(logprobs)
+        for m, w in enumerate(weights[:, start:end].to(logprobs)):
+            if w.any():
+                loss = (w * logprobs).sum() * (math.sqrt(every) / weights.shape[1])
                 grads = torch.autograd.grad(loss, parameters, retain_graph=True)
                 out[m, g % 2] += torch.cat([x.flatten()[::every].float().cpu() for x in grads])
     return out
 
 
+def forbid(model: Transformer, ids: Sequence[int]) -> Transformer:
+    """The same model, by which these tokens are never drawn."""
+    other, index = copy.copy(model), torch.tensor(list(ids), device=model.head_weight.device)
+    other.logits = lambda h: Transformer.logits(model, h).index_fill(-1, index, NEVER)
+    return other
+
+
+class Spliced:
+    """`model`, but `other` draws the token after each token `after`: what the sampler asks of a
+    model, with the layers of both."""
+
+    def __init__(self, model: Transformer, other: Transformer, after: int):
+        self.model, self.other, self.after = model, other, after
+        self.shape = replace(model.shape, n_layer=2 * model.shape.n_layer)
+        self.head_weight = model.head_weight
+
+    def backbone(self, tokens: Tensor, positions: Tensor, attend: Callable) -> Tensor:
+        n = self.model.shape.n_layer
+        a = self.model.backbone(tokens, positions, attend)
+        b = self.other.backbone(tokens, positions, lambda i, *qkv: attend(n + i, *qkv))
+        return torch.cat((a, b, (tokens == self.after)[:, None].to(a)), 1)  # (S, 2 n_embd + 1)
+
+    def logits(self, h: Tensor) -> Tensor:
+        d = self.model.shape.n_embd
+        a, b = self.model.logits(h[:, :d]), self.other.logits(h[:, d : 2 * d])
+        return torch.where(h[:, -1:] > 0, b, a)
+
+
 def trace(model: Transformer, one: Rollout, tokenizer: Tokenizer) -> list[dict]:
     """One sample's response tokens: text, entropy, probability, five likeliest alternatives."""
-    columns = [x.tolist() for x in alternatives(model, one)]
+    columns = [x.tolist() for x in alternatives(model, one)[:4]]
     out = []
     for token, p, h, best, ids in zip(one.responses()[0], *columns, strict=True):
         alt = [[tokenizer.token(i), float(f"{q:.3g}")] for q, i in zip(best, ids, strict=True)]
@@ -292,22 +315,52 @@ def trace(model: Transformer, one: Rollout, tokenizer: Tokenizer) -> list[dict]:
     return out
 
 
-def continued(run: Run, problem: Any, starts: list[list[int]], K: int, seed: int) -> np.ndarray:
-    """Rewards (len(starts), K) of K continuations of each beginning of a response to its end, at
-    most `max_new` tokens in all; one that has ended already is graded as it is."""
-    c, tokenizer = run.c, run.world.tokenizer()
-    out = np.zeros((len(starts), K))
-    ends = {*tokenizer.stops.values()}
-    going = [i for i, s in enumerate(starts) if s[-1] not in ends and len(s) < c.max_new]
-    for i in set(range(len(starts))) - set(going):
-        out[i] = run.world.reward(problem, tokenizer.decode(starts[i]))
+def continued(
+    run: Run, problems: list, starts: list[list[int]], seed: int
+) -> list[tuple[list[int], float]]:
+    """One continuation of each beginning of a response to its end, at most `max_new` tokens in all:
+    (the ids that were added, the reward); a beginning that has ended is graded as it is."""
+    c, world, tokenizer = run.c, run.world, run.world.tokenizer()
+    out = [
+        ([], world.reward(p, tokenizer.decode(s))) for p, s in zip(problems, starts, strict=True)
+    ]
+    going = [i for i, s in enumerate(starts) if s[-1:] != [tokenizer.eos] and len(s) < c.max_new]
     if going:
-        begun, again = [starts[i] for i in going], [problem] * len(going)
-        _, _, rewards = ask(
-            run.model, run.world, again, K, c.max_new, seed=seed, rows=c.rows, starts=begun
+        begun, asked = ([x[i] for i in going] for x in (starts, problems))
+        how = Sampling(c.temperature)
+        samples, _, rewards = ask(
+            run.model, world, asked, 1, c.max_new, how, seed, rows=c.rows, starts=begun
         )
-        out[going] = rewards.view(-1, K).numpy()
+        for i, ids, reward in zip(going, samples.responses(), rewards.tolist(), strict=True):
+            out[i] = ids[: c.max_new - len(starts[i])], reward
     return out
+
+
+def values(
+    run: Run, problems: list, responses: list[list[int]], K: int, seed: int
+) -> list[np.ndarray]:
+    """P(right) after 0, 1, .. all tokens of each response, (2, L + 1): means over K continuations
+    of two independent lots; after its end both are its reward.
+
+    A continuation whose next token is the response's is one from there, too, and is kept; the
+    others are drawn anew.  So lots only change where the policy had a choice."""
+    tokenizer = run.world.tokenizer()
+    V = [np.zeros((2, len(ids) + 1)) for ids in responses]
+    pools = [[None] * (2 * K) for _ in responses]  # the continuations of each from token t on
+    for t in range(max(map(len, responses)) + 1):
+        there = [b for b, ids in enumerate(responses) if t < len(ids)]
+        anew = [(b, i) for b in there for i in range(2 * K) if not pools[b][i]]
+        starts = [responses[b][:t] for b, _ in anew]
+        found = continued(run, [problems[b] for b, _ in anew], starts, seed_of(seed, t))
+        for (b, i), one in zip(anew, found, strict=True):
+            pools[b][i] = one
+        for b in there:
+            V[b][:, t] = np.reshape([reward for _, reward in pools[b]], (2, K)).mean(1)
+            following = responses[b][t]
+            pools[b] = [(x[1:], r) if x[:1] == [following] else None for x, r in pools[b]]
+    for v, problem, ids in zip(V, problems, responses, strict=True):
+        v[:, -1] = run.world.reward(problem, tokenizer.decode(ids))
+    return V
 
 
 # ---------------------------------------------------------------------- the sections
@@ -319,7 +372,9 @@ def run_section(run: Run, f: Flags) -> dict:
     changed = [x.name for x in fields(c) if getattr(c, x.name) != x.default]
     given = {x: getattr(c, x) for x in changed} | dict(out=run.folder)
     small = f"Countdown: {c.n_numbers} numbers up to {c.max_number}, operations {c.ops}, values up "
-    summary = run.folder / "summary.json"
+    summary, spent = run.folder / "summary.json", run.cpu_seconds
+    if spent is None and summary.exists():
+        spent = json.loads(summary.read_text())["cpu_seconds"]
     settings = {k: getattr(c, k) for k in ("dtype", "seed", "keep", "rho", "steps")}
     return settings | dict(
         name=run.folder.resolve().name,
@@ -331,7 +386,7 @@ def run_section(run: Run, f: Flags) -> dict:
         world=c.data or f"{small}to {c.max_value}",
         n_test=len(run.splits["test"][: c.eval_problems or None]),
         k=c.eval_k,
-        cpu_seconds=json.loads(summary.read_text())["cpu_seconds"] if summary.exists() else None,
+        cpu_seconds=spent,
     )
 
 
@@ -380,25 +435,24 @@ def forking_tokens(run: Run, f: Flags) -> dict:
     return out
 
 
+def chosen(run: Run) -> list[int]:
+    """Six test problems by lot, always the same."""
+    n = len(run.problems())
+    return sorted(Random("traces").sample(range(n), min(6, n)))
+
+
 def traces(run: Run, f: Flags) -> list:
-    """Part 3: base and final model on six problems, half of which the base got right if there are
-    as many; each response token with its five likeliest alternatives."""
-    looks = {which: run.look(which)[1] for which in ("base", "final")}
+    """Part 3: base and final model on six problems, by lot; each response token with its five
+    likeliest alternatives."""
     problems, k, tokenizer = run.problems(), run.c.eval_k, run.world.tokenizer()
-    right = {}  # of the first response to each problem
-    for which, s in looks.items():
-        texts = map(tokenizer.decode, s.responses()[::k])
-        right[which] = [run.world.reward(p, t) > 0 for p, t in zip(problems, texts, strict=True)]
-    good, bad = ([i for i, x in enumerate(right["base"]) if x == want] for want in (True, False))
-    bad = bad[: max(3, 6 - len(good))]
-    chosen = sorted(bad + good[: 6 - len(bad)])
-    out = [dict(problem=tokenizer.decode(run.world.encode(problems[i]))) for i in chosen]
-    for which, s in looks.items():
-        model = run.at(which)
-        for i, record in zip(chosen, out, strict=True):
-            one = s.sequences([i * k])
-            tokens = trace(model, one, tokenizer)
-            head = dict(correct=right[which][i], finished=bool(one.finished[0]), length=len(tokens))
+    out = [dict(problem=tokenizer.decode(run.world.encode(problems[i]))) for i in chosen(run)]
+    for which in ("base", "final"):
+        (_, samples), model = run.look(which), run.at(which)
+        for i, record in zip(chosen(run), out, strict=True):
+            one = samples.sequences([i * k])
+            tokens, ids = trace(model, one, tokenizer), one.responses()[0]
+            right = run.world.reward(problems[i], tokenizer.decode(ids)) > 0
+            head = dict(correct=right, finished=bool(one.finished[0]), length=len(tokens))
             record[which] = head | dict(tokens=tokens[:LONGEST])
     return out
 
@@ -420,6 +474,10 @@ def during(run: Run, f: Flags) -> dict:
         overlap_base=[overlap(x, top[0]) for x in top],
         overlap_final=[overlap(x, top[-1]) for x in top],
         rho=0.2,
+        by_rho=[
+            dict(rho=r, overlap=overlap(*(top_entropy(x, r)[0] for x in (h[0], h[-1]))))
+            for r in RHOS
+        ],
         n_tokens=len(h[0]),
         percentiles={f"p{p}": [d[f"p{p}"] for d in found] for p in PERCENTILES},
         mean=[d["mean"] for d in found],
@@ -428,39 +486,80 @@ def during(run: Run, f: Flags) -> dict:
 
 
 def sparsity(run: Run, f: Flags) -> dict:
-    """Part 9: how many parameters RLVR left as they were, at bf16 resolution."""
-    return unchanged(*(run.weights_of(run.step_of(which)) for which in ("base", "final")))
+    """Part 9: how many parameters RLVR left as they were, at bf16 resolution, and how many weight
+    decay alone would have."""
+    c, lines = run.c, whole_lines(run.folder / "metrics.jsonl")
+    steps = sum(min(c.updates, json.loads(line)["groups"]) for line in lines)
+    decay = (1 - c.lr * c.weight_decay) ** steps if c.optimizer == "adamw" else 1.0
+    states = (run.weights_of(run.step_of(which)) for which in ("base", "final"))
+    return unchanged(*states, decay)
 
 
 def two_temperature(run: Run, f: Flags) -> dict:
-    """Part 4: the paper's grid; forks at t and the rest at 1, and the reverse."""
+    """Part 4: the paper's grid; forks at t and the rest at 1, and the reverse; forks from the
+    percentile of the entropies on, and from the threshold on.  A small world's byte tokens, which
+    no trace has, are not drawn."""
     _, samples = run.look("final")
     model, problems = run.at("final"), run.problems()[: f.problems]
-    c = replace(run.c, eval_k=f.k)
-    absolute = f.threshold >= 0
-    entropy = samples.entropy.cpu().numpy()
-    threshold = f.threshold if absolute else float(np.percentile(entropy, f.percentile))
-    out = dict(fork=[], rest=[])
-    with tqdm(total=2 * len(TEMPERATURES), desc="two_temperature", leave=False) as bar:
+    model = forbid(model, range(256)) if run.world.tokenizer().words else model
+    found = float(np.percentile(samples.entropy.cpu().numpy(), f.percentile))
+    kinds = [(f"percentile {f.percentile:g}", found), (f"{f.threshold:g} nats", f.threshold)]
+    out, bar = [], tqdm(total=4 * len(TEMPERATURES), desc="two_temperature", leave=False)
+    for kind, threshold in kinds:
+        out.append(dict(threshold=threshold, threshold_kind=kind, fork=[], rest=[]))
         for t in TEMPERATURES:
-            for which, how in (
-                ("fork", Sampling(1.0, threshold, t_fork=t)),
-                ("rest", Sampling(t, threshold, t_fork=1.0)),
-            ):
-                found, _ = measure(model, run.world, problems, c, how)
+            ways = dict(
+                fork=Sampling(1.0, threshold, t_fork=t), rest=Sampling(t, threshold, t_fork=1.0)
+            )
+            for which, how in ways.items():
+                found, _ = measure(model, run.world, problems, replace(run.c, eval_k=f.k), how)
                 low, high = found.pop("interval")
-                found.pop("arithmetic", None)
-                out[which].append(dict(t=t, low=low, high=high) | found)
+                out[-1][which].append(dict(t=t, low=low, high=high) | found)
                 bar.update()
-    kind = "absolute" if absolute else f"percentile {f.percentile:g}"
-    settings = dict(threshold=threshold, threshold_kind=kind, k=f.k, n_problems=len(problems))
-    return settings | dict(model="final") | out
+    return dict(k=f.k, n_problems=len(problems), model="final", other=out[1]) | out[0]
+
+
+def learned(run: Run, f: Flags) -> dict:
+    """Part 6: what RLVR taught: base; base that may not stop; base that chooses as the final model
+    after a "no"; the reverse; final.  `first`: the first attempt was right."""
+    if not isinstance(run.world, Countdown):
+        raise Missing("only the small world's words tell giving up from searching")
+    world, problems, tokenizer = run.world, run.problems(), run.world.tokenizer()
+    base, final = (copy.deepcopy(run.at(which)) for which in ("base", "final"))
+    stop, no = tokenizer.encode("stop")[0], tokenizer.encode("no")[0]
+    ways = {
+        "base": base,
+        "base, never stops": forbid(base, [stop]),
+        "base, after a no as trained": Spliced(base, final, no),
+        "trained, after a no as base": Spliced(final, base, no),
+        "trained": final,
+    }
+    rows = []
+    for name, model in ways.items():
+        found, samples = measure(model, world, problems, run.c, progress=True)
+        texts = [tokenizer.decode(r) for r in samples.responses()]
+        again = [p for p in problems for _ in range(run.c.eval_k)]
+        first = [
+            world.reward(p, x) * ("no" not in x.split()) for p, x in zip(again, texts, strict=True)
+        ]
+        low, high = found.pop("interval")
+        rows.append(dict(name=name, low=low, high=high, first=float(np.mean(first))) | found)
+    return dict(bars=rows, n_problems=len(problems), k=run.c.eval_k)
 
 
 def anatomy(run: Run, f: Flags) -> dict:
-    """Part 7: the base model's first policy gradient, by mask and by entropy decile.  The top 20%
-    are the two highest deciles.  Groups with right and wrong answers, on training problems."""
-    c, model = run.c, run.at("base")
+    """Part 7: the policy gradient of the base and of the final model, by mask and by entropy
+    decile.  The top 20% are the two highest deciles."""
+    return dict(models=[anatomy_of(run, which, f) for which in ("base", "final")])
+
+
+def anatomy_of(run: Run, which: str, f: Flags) -> dict:
+    """One model's, on training problems, of groups with right and wrong answers.
+
+    `robust`: the agreement of the halves without the LARGEST tokens of the mask, by the norm of
+    their gradient by the logits.  `down`: the cosine of what is left then with "every sampled token
+    down".  `noise`: the mask's share of sum A^2 |gradient by the logits|^2, the noise's energy."""
+    c, model = run.c, run.at(which)
     problems, how = run.splits["train"][: f.problems], Sampling(c.temperature)
     seed = seed_of(f.seed, "anatomy")
     samples, _, rewards = ask(
@@ -469,104 +568,151 @@ def anatomy(run: Run, f: Flags) -> dict:
     groups = mixed(rewards, c.group).nonzero()[:, 0]
     if len(groups) < 2:
         raise Missing("fewer than two groups with right and wrong answers: raise --problems")
-    which = (groups[:, None] * c.group + torch.arange(c.group)).flatten()
-    samples, advantages = samples.sequences(which), group_advantages(rewards[which], c.group)
-    entropy = samples.entropy.cpu()
+    of = (groups[:, None] * c.group + torch.arange(c.group)).flatten()
+    samples, advantages = samples.sequences(of), group_advantages(rewards[of], c.group)
+    A, entropy = advantages.repeat_interleave(samples.lengths().cpu()), samples.entropy.cpu()
+    parts = [samples.sequences([b]) for b in range(len(of))]
+    size = A.abs() * torch.cat([alternatives(model, s, 1, c.temperature)[-1] for s in parts])
     decile = deciles(entropy)
     lots = torch.rand(entropy.shape, generator=torch.Generator().manual_seed(f.seed))
-    masks = torch.stack([*(decile == d for d in range(10)), top_entropy(lots, 0.2)[0]])
-    parts = gradients(model, samples, advantages, masks, c.group, c.temperature)
-    full = parts[:10].sum((0, 1))
-    arms = {
-        "top 20%": parts[8:10].sum(0),
-        "random 20%": parts[10],
-        "bottom 80%": parts[:8].sum(0),
-        "all": parts[:10].sum(0),
-    }
-    rows = [
-        dict(decile=d + 1, entropy=entropy[masks[d]].mean().item())
-        | compare_gradients(parts[d], full)
-        for d in range(10)
-        if masks[d].any()
-    ]
+    masks = {f"decile {d + 1}": decile == d for d in range(10)}
+    masks |= {"top 20%": decile >= 8, "random 20%": top_entropy(lots, 0.2)[0]}
+    masks |= {"bottom 80%": decile < 8, "all": decile >= 0}
+    masks = {name: mask for name, mask in masks.items() if mask.any()}
+    largest = {}  # of each mask the tokens that its robust version leaves out
+    for name, m in masks.items():
+        at = (size * m - 1.0 * ~m).topk(min(LARGEST, int(m.sum()))).indices
+        largest[name] = torch.zeros_like(m).index_fill(0, at, True)
+    bottom = masks["bottom 80%"] & ~largest["bottom 80%"]
+    weights = [A * m for m in (*masks.values(), *largest.values())]
+    weights += [-1.0 * bottom, (A - A.mean()) * bottom]
+    found = gradients(model, samples, torch.stack(weights), c.group, c.temperature)
+    n, rows = len(masks), []
+    for i, (name, mask) in enumerate(masks.items()):
+        left = found[i] - found[n + i]
+        row = compare_gradients(found[i], found[n - 1].sum(0))
+        row |= dict(robust=compare_gradients(left, left.sum(0))["split_half"])
+        row |= dict(down=compare_gradients(left, found[-2].sum(0))["cosine"])
+        noise = (size[mask].square().sum() / size.square().sum().clamp(min=1e-30)).item()
+        rows.append(dict(name=name, entropy=entropy[mask].mean().item(), noise=noise) | row)
     return dict(
+        model=which,
         n_tokens=len(entropy),
         n_groups=len(groups),
-        arms=[dict(name=name) | compare_gradients(x, full) for name, x in arms.items()],
-        deciles=rows,
-        model="base",
+        largest=LARGEST,
+        mean_advantage=A.mean().item(),
+        centred=compare_gradients(found[-1], found[-2].sum(0)),
+        arms=[r for r in rows if r["name"][:6] != "decile"],
+        deciles=[r | dict(decile=int(r["name"][7:])) for r in rows if r["name"][:6] == "decile"],
     )
 
 
-def causal(run: Run, f: Flags) -> dict:
-    """Part 8: from tokens of the final model's responses, K continuations with the token kept and K
-    with the likeliest other token forced in its place; the difference in success.
+def decomposition(run: Run, f: Flags) -> dict:
+    """Part 8: where the outcome is decided, in the base's and in the final model's responses.
 
-    `noise` is the same difference between two lots of K with the token kept: what a position
-    without any effect shows; `weighted` the mean of the effect times the chance `p_forced` that
-    the model takes the forced token by itself.  A step's effect is the sum over its measured
-    tokens.  Intervals resample whole responses."""
-    _, samples = run.look("final")
-    model, tokenizer, k = run.at("final"), run.world.tokenizer(), run.c.eval_k
-    if model.n_vocab < 2:
-        raise Missing("a vocabulary of one token has no alternative to force")
-    problems = run.problems()[: f.responses]
+    With V_t = P(right | the first t tokens) under the policy, the sum over the tokens of
+    E[(V_t - V_t-1)^2] is Var(R), exactly: the differences are a martingale's.  The product of two
+    estimates of a difference from independent lots of continuations has its square as its mean."""
+    return {which: decomposition_of(run, which, f) for which in ("base", "final")}
+
+
+def decomposition_of(run: Run, which: str, f: Flags) -> dict:
+    _, samples = run.look(which)
+    run.at(which)  # whose policy continues
+    k, problems = run.c.eval_k, run.problems()[: f.responses]
     samples = samples.sequences([i * k for i in range(len(problems))])
-    found = [alternatives(model, samples.sequences([b]), n=2) for b in range(len(problems))]
-    entropy = torch.cat([x[1] for x in found])  # (n,)
-    decile = deciles(entropy)
-    lots = torch.rand(len(entropy), generator=torch.Generator().manual_seed(f.seed))
-    measured = torch.zeros(len(entropy), dtype=torch.bool)
-    for d in range(10):  # all of them, or equally many of each decile
-        mine = (decile == d).nonzero()[:, 0]
-        measured[mine[lots[mine].argsort()[: max(1, f.positions // 10)]]] = True
-    rows, tries, end = [], [], 0
-    for b, ids in enumerate(tqdm(samples.responses(), desc="causal", leave=False)):
-        _, h, p, best = found[b]
-        start, end = end, end + len(ids)
-        at = measured[start:end].nonzero()[:, 0].tolist()
-        if not at:
-            continue
-        other = [int(best[i, 0] == ids[i]) for i in at]  # the likeliest, or the one after it
-        as_is = [ids[: i + 1] for i in at]
-        swapped = [ids[:i] + [int(best[i, j])] for i, j in zip(at, other, strict=True)]
-        K, seeds = f.continuations, (seed_of(f.seed, "causal", b, lot) for lot in (0, 1))
-        kept = continued(run, problems[b], as_is, 2 * K, next(seeds))
-        forced = continued(run, problems[b], swapped, K, next(seeds))
-        first, again = kept.reshape(len(at), 2, -1).mean(-1).T  # (positions,) each
-        p_forced = [float(p[i, j]) for i, j in zip(at, other, strict=True)]
-        columns = [decile[start:end][at], h[at], first, again, forced.mean(1), p_forced]
-        rows.append(np.stack([np.asarray(x, float) for x in (*columns, [b] * len(at))], 1))
-        effect = dict(zip(at, np.abs(first - forced.mean(1)).tolist(), strict=True))
-        words = [tokenizer.token(i) for i in ids]
-        for i, j in steps_of(words, isinstance(run.world, Countdown)):
-            total = sum(effect.get(x, 0.0) for x in range(i, j))
-            text = "".join(words[i:j]).strip()[:200]
-            tries.append(dict(text=text, effect=total, entropy=h[i:j].mean().item()))
-    table = causal_table(np.concatenate(rows))
-    tries = sorted(tries, key=lambda t: -t["effect"])[:20]
-    return dict(K=f.continuations) | table | dict(tries=tries, model="final")
+    tokenizer, cluster, names, words = run.world.tokenizer(), [], [], []
+    seed = seed_of(f.seed, "decomposition", which)
+    V = values(run, problems, samples.responses(), f.continuations, seed)  # (2, L + 1) each
+    products = [np.diff(v[0]) * np.diff(v[1]) for v in V]
+    within = [v[:, 0].mean() - v[0, 0] * v[1, 0] for v in V]  # without bias: V0 (1 - V0)
+    for problem, ids in zip(problems, samples.responses(), strict=True):
+        cluster += [repr(run.world.cluster(problem))] * len(ids)
+        said = [tokenizer.token(x).strip() for x in ids]
+        words += said
+        names += named(run.world, ids, said)
+    x, entropy, cluster = np.concatenate(products), samples.entropy.cpu(), np.array(cluster)
+    return dict(
+        n_tokens=len(x),
+        n_responses=len(problems),
+        K=f.continuations,
+        variance=float(np.mean(within)),
+        explained=float(x.sum() / len(problems)),
+    ) | decomposition_table(x, entropy, cluster, names, words)
 
 
-def causal_table(rows: np.ndarray) -> dict:
-    """rows (n, 7): decile 0..9, entropy, success with the token kept, the same again, with another
-    forced, that one's probability, response -> means by decile, and how entropy correlates with the
-    absolute difference.  Missing when every continuation ended alike."""
-    decile, entropy, kept, again, forced, p_forced, response = rows.T
-    if len(np.unique(rows[:, 2:5])) == 1:
-        raise Missing("every continuation was right, or every one was wrong: nothing to explain")
-    effect = np.abs(kept - forced)
-    columns = dict(entropy=entropy, kept=kept, forced=forced, effect=effect)
-    columns |= dict(noise=np.abs(kept - again), p_forced=p_forced, weighted=p_forced * effect)
-    out = []
-    for d in np.unique(decile):
-        mine = decile == d
-        low, high = clustered(lambda i, e=effect[mine]: e[i].mean(), response[mine])
-        means = {name: float(x[mine].mean()) for name, x in columns.items()}
-        out.append(dict(decile=int(d) + 1, low=low, high=high, n=int(mine.sum())) | means)
-    low, high = clustered(lambda i: spearman(entropy[i], effect[i]), response)
-    correlation = spearman(entropy, effect)
-    return dict(n_positions=len(rows), deciles=out, correlation=correlation, low=low, high=high)
+def named(world: World, ids: list[int], words: list[str]) -> list[str]:
+    """What each token of a response is there for; mathematics has no names."""
+    if not isinstance(world, Countdown):
+        return ["token"] * len(ids)
+    filler = [k == KINDS.index("filler") for k in world.kinds(ids)]
+    rest = iter(places([w for w, skip in zip(words, filler, strict=True) if not skip]))
+    return ["filler" if skip else next(rest) for skip in filler]
+
+
+def decomposition_table(
+    x: np.ndarray, entropy: Tensor, cluster: np.ndarray, names: list[str], words: list[str]
+) -> dict:
+    """Of each token (N,) the unbiased estimate of its squared difference, its entropy, its cluster,
+    what it is there for and its word -> the shares of the sum by decile of entropy, by name, by
+    word, and of the tokens of highest entropy."""
+    if not x.sum():
+        raise Missing("every continuation ended alike: nothing is decided anywhere")
+    h = entropy.double().numpy()
+
+    def rows(labels: Sequence, kinds: Sequence) -> list[dict]:
+        group = np.array([kinds.index(label) for label in labels])
+        found, out = shares(x, group, cluster, len(kinds)), []
+        for i, kind in enumerate(kinds):
+            mine = group == i
+            about = dict(name=kind, n=int(mine.sum()), entropy=float(h[mine].mean()))
+            about |= dict(zip(("share", "low", "high"), map(float, found[:, i]), strict=True))
+            out.append(about | dict(each=float(x[mine].mean())))
+        return out
+
+    decile = deciles(entropy).tolist()
+    rank = np.empty(len(x), dtype=int)
+    rank[np.argsort(-h, kind="stable")] = np.arange(len(x)) * 100 // len(x)  # percent from the top
+    share, low, high = shares(x, rank, cluster, 100, cumulate=True)
+    often = [w for w, n in Counter(words).most_common(40) if n >= 10]
+    return dict(
+        deciles=[r | dict(decile=r["name"] + 1) for r in rows(decile, sorted(set(decile)))],
+        kinds=sorted(rows(names, sorted(set(names))), key=lambda r: -r["share"]),
+        words=sorted(
+            [r for r in rows(words, sorted(set(words))) if r["name"] in often],
+            key=lambda r: -r["share"],
+        ),
+        cumulative=dict(share=share.tolist(), low=low.tolist(), high=high.tolist()),
+        top20=[float(v[19]) for v in (share, low, high)],
+        percent_for_90=int((share >= 0.9).argmax()) + 1,
+    )
+
+
+def token_values(run: Run, f: Flags) -> list:
+    """Of each token of `traces`: P(right) before the first and after each (`v`), and after each of
+    its likeliest alternatives in its place (`alt`, None for the least plausible)."""
+    problems, k, out = run.problems(), run.c.eval_k, [{} for _ in chosen(run)]
+    for which in ("base", "final"):
+        (_, samples), model = run.look(which), run.at(which)
+        parts = [samples.sequences([i * k]) for i in chosen(run)]
+        said = [one.responses()[0] for one in parts]
+        asked = [problems[i] for i in chosen(run)]
+        seed = seed_of(f.seed, "values", which)
+        V = values(run, asked, said, f.continuations, seed)
+        for one, ids, problem, v, record in zip(parts, said, asked, V, out, strict=True):
+            v, (p, best) = v.mean(0), (x.tolist() for x in alternatives(model, one)[2:4])
+            at = [(t, j) for t in range(len(ids)) for j in range(len(p[t])) if p[t][j] >= PLAUSIBLE]
+            starts = [ids[:t] + [best[t][j]] for t, j in at for _ in range(f.continuations)]
+            again = [problem] * len(starts)
+            found = continued(run, again, starts, seed_of(seed, "alternatives", *ids))
+            mean = np.reshape([reward for _, reward in found], (-1, f.continuations)).mean(1)
+            alt = [[None] * len(p[t]) for t in range(len(ids))]
+            for (t, j), x in zip(at, mean.tolist(), strict=True):
+                alt[t][j] = round(x if best[t][j] != ids[t] else float(v[t + 1]), 4)
+            record[which] = dict(
+                v=[round(float(x), 4) for x in v][: LONGEST + 1], alt=alt[:LONGEST]
+            )
+    return out
 
 
 # ---------------------------------------------------------------------- the whole
@@ -574,7 +720,8 @@ def causal_table(rows: np.ndarray) -> dict:
 
 QUICK = dict(run=run_section, training=training, distribution=distributions)
 QUICK |= dict(tokens=forking_tokens, traces=traces, during=during, sparsity=sparsity)
-SLOW = dict(two_temperature=two_temperature, anatomy=anatomy, causal=causal)
+SLOW = dict(two_temperature=two_temperature, learned=learned, anatomy=anatomy)
+SLOW |= dict(decomposition=decomposition, values=token_values)
 
 
 def study(run: Run, f: Flags = Flags()) -> Path:
@@ -626,9 +773,10 @@ def finish(run: Run, clock: files.Clock) -> dict:
     from study import report
 
     summary = summarise(run) | clock.seconds()
-    files.write_json(run.folder / "summary.json", summary)
+    run.cpu_seconds = summary["cpu_seconds"]
     study(run)
     print(f"the whole story: {report.write(run.folder)}\n")
+    files.write_json(run.folder / "summary.json", summary)  # last: a run with one is done
     print("  ".join(f"{k} {v:.4g}" for k, v in summary.items() if isinstance(v, float)))
     return summary
 

@@ -48,6 +48,7 @@ from study.figures import (
     variables,
     warmer,
 )  # fmt: skip
+from study.stats import difference
 
 PAGE = Path(__file__).with_name("page.html")
 WIDE, NARROW = 720, 350  # px: the two widths at which each figure is drawn
@@ -117,13 +118,19 @@ def forks_gain(d: dict) -> Verdict:
     return f"{signed(change)} nats", yes(change > 0)
 
 
-def top_loses_nothing(d: dict) -> Verdict:
-    top, full = test_of(d, "top"), test_of(d, "all")
-    if not top or not full or full["accuracy"] == 0:
-        return "top and all were not both run, or nothing was right", UNTESTED
-    line = full["accuracy"] - 0.05
-    verdict = HOLDS if top["low"] > line else FAILS if top["high"] < line else UNCLEAR
-    return f"{at(top)} against {pct(line)}", verdict
+def against(d: dict, a: str, b: str, words: dict[str, str]) -> Verdict:
+    """Arm a minus arm b by the rule of study/stats.py, whose word `words` turns into a verdict."""
+    x, y = test_of(d, a), test_of(d, b)
+    if not x or not y or x["accuracy"] == y["accuracy"] == 0:
+        return f"{a} and {b} were not both run, or nothing was right", UNTESTED
+    found = difference(x["per_seed"], y["per_seed"], d["sd"] or math.nan, d["df"])
+    n = min(len(x["per_seed"]), len(y["per_seed"]))
+    ends = "" if found["low"] is None else f" [{signed(found['low'])}, {signed(found['high'])}]"
+    return f"{signed(found['mean'])}{ends}, {n} runs", words.get(found["verdict"], UNTESTED)
+
+
+BEATS = dict(above=HOLDS, below=FAILS, equal=FAILS, undecided=UNCLEAR)
+LOSES_NOTHING = BEATS | dict(equal=HOLDS)
 
 
 def rho_matters_little(d: dict) -> Verdict:
@@ -145,19 +152,24 @@ def longer_answers(d: dict) -> Verdict:
 
 
 def top_is_the_gradient(d: dict) -> Verdict:
-    top = next((a for a in d["arms"] if a["name"].startswith("top") and a["norm"]), None)
+    top = next(
+        (a for a in d["models"][0]["arms"] if a["name"].startswith("top") and a["norm"]), None
+    )
     if not top:
         return "no gradient to take apart", UNTESTED
     return f"cosine {top['cosine']:.3f}", yes(top["cosine"] >= 0.95)
 
 
-def entropy_is_importance(d: dict) -> Verdict:
-    here = f"rank correlation {d['correlation']:.2f} [{d['low']:.2f}, {d['high']:.2f}]"
-    return here, higher((d["low"], d["high"]), (0, 0))
+def forks_decide(d: dict) -> Verdict:
+    share, low, high = d["base"]["top20"]
+    here = f"{pct(share)} [{100 * low:.0f}, {100 * high:.0f}] of the outcome's variance"
+    return here, higher((low, high), (0.5, 0.5))
 
 
 def few_change(d: dict) -> Verdict:
-    return f"{pct(1 - d['unchanged'])} changed", yes(0.05 <= 1 - d["unchanged"] <= 0.3)
+    """Weight decay changes most parameters by itself: only what is beyond it counts."""
+    here = f"{pct(1 - d['beyond'])} beyond weight decay, {pct(1 - d['decayed'])} by it alone"
+    return here, yes(0.05 <= 1 - d["beyond"] <= 0.3)
 
 
 # each claim of page.html: the section that decides it, and how
@@ -171,15 +183,15 @@ CLAIMS: dict[str, tuple[str, Callable[[dict], Verdict]]] = dict(
     positions_stay=("during", positions_stay),
     change_at_forks=("during", change_at_forks),
     forks_gain=("during", forks_gain),
-    top_loses_nothing=("comparison", top_loses_nothing),
-    top_beats_all=("comparison", lambda d: apart(test_of(d, "top"), test_of(d, "all"))),
-    bottom_fails=("comparison", lambda d: apart(test_of(d, "all"), test_of(d, "bottom"))),
-    top_beats_random=("comparison", lambda d: apart(test_of(d, "top"), test_of(d, "random"))),
+    top_loses_nothing=("comparison", lambda d: against(d, "top", "all", LOSES_NOTHING)),
+    top_beats_all=("comparison", lambda d: against(d, "top", "all", BEATS)),
+    bottom_fails=("comparison", lambda d: against(d, "all", "bottom", BEATS)),
+    top_beats_random=("comparison", lambda d: against(d, "top", "random", BEATS)),
     rho_matters_little=("comparison", rho_matters_little),
     longer_answers=("comparison", longer_answers),
     grows_with_size=("run", lambda d: (f"{d.get('n_params', 0):,} parameters only", TOO_SMALL)),
     top_is_the_gradient=("anatomy", top_is_the_gradient),
-    entropy_is_importance=("causal", entropy_is_importance),
+    forks_decide=("decomposition", forks_decide),
     few_change=("sparsity", few_change),
 )
 
@@ -240,13 +252,6 @@ def arms_table(d: dict) -> str:
         rest = f"{t['length']:.0f}", pct(t["truncated"]), pct(t["arithmetic"])
         rows.append([esc(title_of(a)), at(t), seeds, *rest, f"{t['cpu_seconds']:,.0f}"])
     return table("Final models on the test split", head, rows)
-
-
-def tries_table(d: dict) -> str:
-    head, rows = ("step of reasoning", "summed effect", "entropy, nats"), []
-    for t in d["tries"]:
-        rows.append([f"<code>{esc(t['text'])}</code>", num(t["effect"]), num(t["entropy"])])
-    return table("Steps ranked by how much they decide", head, rows) if rows else ""
 
 
 def shades(d: list[dict]) -> tuple[float, float]:
@@ -330,13 +335,11 @@ SECTIONS = dict(
     two_temperature=(ALL, "fork rest"),
     during=(STUDY, "steps bins"),
     comparison=(ARMS, "arms"),
-    anatomy=(ALL, "arms deciles"),
-    causal=(ALL, "deciles"),
+    anatomy=(ALL, "models"),
+    decomposition=(ALL, "base.deciles final.deciles"),
     sparsity=(STUDY, "layers"),
 )
-TABLES = dict(
-    token_table=token_table, arms_table=arms_table, tries_table=tries_table, traces=traces
-)
+TABLES = dict(token_table=token_table, arms_table=arms_table, traces=traces)
 
 
 def figure(key: str, title: str, paper: str, d: dict) -> str:

@@ -4,7 +4,6 @@
 and the study alike.  `open_task` is the one place where flags become a model and problems.
 """
 
-import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from random import Random
@@ -21,18 +20,9 @@ from infra.files import UserError
 from infra.weights import check_room, from_pretrained, load_model, published
 from model import Shape, Transformer
 from rollout import Rollout, Sampling, colour_trace, generate
-from tasks import pretrain
-from tasks.countdown import Countdown
-from tasks.maths import (
-    Maths,
-    normal,
-    only_text,
-    read_problems,
-    read_sets,
-    split_by_hash,
-    template_of,
-    told,
-)
+from tasks import maths, pretrain
+from tasks.countdown import KINDS, Countdown
+from tasks.maths import Maths, template_of
 from tasks.tokenizer import Tokenizer, qwen_tokenizer, word_tokenizer
 
 World = Countdown | Maths
@@ -74,9 +64,10 @@ def ask(
 
     `starts`, a list of ids for each problem, are beginnings of responses that are continued; they
     are part of the text and count towards `max_new`.  UserError where the model has no
-    probabilities; files.Stopped, on all ranks, when a signal to stop came to any.
+    probabilities; files.Stopped, on all ranks, when one has waited long enough to stop.
     """
     ranks, tokenizer = parallel.here(), world.tokenizer()
+    ranks.doing(f"sampling {k} responses to {len(problems)} problems")
     starts = starts or [[]] * len(problems)
     room = max_new - min(map(len, starts))
     mine = range(ranks.dp_rank, len(problems), ranks.dp)  # each dp rank asks every dp-th problem
@@ -84,10 +75,12 @@ def ask(
     numbers = [i if numbers is None else numbers[i] for i in mine]
     stops = tokenizer.stops.values()
     samples = generate(model, prompts, k, room, stops, how, seed, numbers, rows, progress)
-    if ranks.any(files.stopping()):
+    if ranks.any(files.overdue()):
         raise files.Stopped
     if not (samples.logprobs.isfinite().all() and samples.entropy.isfinite().all()):
         raise UserError("the model's probabilities are not finite: damaged weights, or a high --lr")
+    if world.kinds:
+        samples.kinds = torch.tensor(world.kinds(samples.tokens.tolist()))[samples.response]
     texts, rewards = [], []
     for i, ids in enumerate(samples.responses()):
         problem = mine[i // k]
@@ -105,7 +98,7 @@ def exchange(
         return samples, texts, rewards
     sizes = parallel.gathered(samples.cu_seqlens.diff())
     fields = dict(cu_seqlens=[F.pad(x.cumsum(0), (1, 0)).int() for x in sizes])
-    for name in ("tokens", "response", "logprobs", "entropy", "finished"):
+    for name in ("tokens", "response", "logprobs", "entropy", "kinds", "finished"):
         fields[name] = parallel.gathered(getattr(samples, name))
     parts = [{name: x[r] for name, x in fields.items()} for r in range(ranks.dp)]
     asked = [i for r in range(ranks.dp) for i in range(r, n, ranks.dp)]  # in the order of the parts
@@ -201,6 +194,30 @@ def distribution(entropy: Tensor) -> dict[str, float]:
     }
 
 
+@torch.no_grad()
+def rescore(model: Transformer, samples: Rollout, temperature: float = 1.0) -> Tensor:
+    """The entropies (n,) fp32 of all response tokens under `model`, teacher-forced."""
+    n = len(samples.finished)
+    device = model.head_weight.device
+    parts = (samples.sequences(range(i, min(i + 16, n)), device) for i in range(0, n, 16))
+    return torch.cat([model(*p.scored(), temperature)[1] for p in parts]).cpu()
+
+
+@torch.no_grad()
+def by_kind(model: Transformer, samples: Rollout, T: float) -> dict[str, float]:
+    """Of the first 16 samples, by kind of token: the mean entropy they were drawn with, nats; and
+    how far `model` has moved from the policy that drew them, KL(old, new) from one draw
+    each (r - 1 - log r), nats a response token of any kind: the parts add up."""
+    some = samples.sequences(range(min(16, len(samples.finished))), model.head_weight.device)
+    log_ratio = model(*some.scored(), T)[0] - some.logprobs
+    kl, out = log_ratio.expm1() - log_ratio, {}
+    for i, name in enumerate(KINDS):
+        mine = some.kinds == i
+        out[f"entropy_{name}"] = some.entropy[mine].sum().item() / max(int(mine.sum()), 1)
+        out[f"kl_{name}"] = kl[mine].sum().item() / len(kl)
+    return out
+
+
 def entropy_by_token(tokens: Tensor, entropy: Tensor, floor: int) -> list[tuple[int, float, int]]:
     """(token id, mean entropy in nats of the positions where it was drawn, how often), the most
     forking first.
@@ -277,12 +294,13 @@ def show(
 
 def countdown_of(c: Any) -> Countdown:
     """The small world of a config."""
-    return Countdown(c.n_numbers, c.max_number, c.ops, c.max_value)
+    keys = "n_numbers max_number ops max_value attempts filler_share filler_entropy".split()
+    return Countdown(**{k: getattr(c, k) for k in keys})
 
 
 def recipe_of(c: Any) -> pretrain.Pretrain:
     """How the base model of a config's small world is made."""
-    return pretrain.Pretrain(size=c.size, steps=c.pretrain_steps)
+    return pretrain.Pretrain(size=c.size, steps=c.pretrain_steps, seed=c.base_seed)
 
 
 def open_model(
@@ -302,11 +320,9 @@ def open_model(
     if (folder / "metrics.jsonl").exists():
         raise UserError(f"{folder} is a run that has not ended: fork_gpt.py --resume {folder}")
     if not folder.exists():
-        hub = re.fullmatch(r"(?:[\w.-]+/)?(Qwen3-[\w.-]+)|[\w.-]+/([\w.-]+)", str(folder))
-        name = hub and (hub[1] or hub[2])
-        id_ = f"Qwen/{name}" if "/" not in str(folder) else folder
-        get = f"; to download it: hf download {id_} --local-dir {name}" if hub else ""
-        raise UserError(f"{folder}: no such folder{get}")
+        hub = str(folder) if "/" in str(folder) else f"Qwen/{folder}"
+        get = f"hf download {hub} --local-dir {folder.name}, then --model {folder.name}"
+        raise UserError(f"{folder}: no such folder; to download a model: {get}")
     if not (folder / "config.json").exists():
         raise UserError(f"{folder}: no model there: neither model.pt nor a published config.json")
     weights.read_shape(folder / "config.json")  # what is no Qwen3 is said before its tokenizer
@@ -367,21 +383,21 @@ def open_task(
             folder, earlier = pretrain.base_model(recipe_of(c), world, stop)
             model, _ = open_model(folder, device, dtype=dtype)
         return model, world, splits, earlier
-    problems, counts = read_problems(c.data.split(","), c.skip_bad)
-    measured = read_sets(c.eval_data, c.skip_bad)
+    problems, counts = maths.read_problems(c.data.split(","), c.skip_bad)
+    measured = maths.read_sets(c.eval_data, c.skip_bad)
     model, world = open_world(c, device, dtype)
     fit = fitting(world, problems, c.max_prompt)
     counts |= {"too long": len(problems) - len(fit)}
-    counts |= {"right only as spelled": sum(only_text(p.answer) for p in fit)}
-    print(f"{c.data}: {told(counts)}; python -m tasks.maths {c.data} says more")
-    splits = split_by_hash(fit, c.holdout)
+    counts |= {"right only as spelled": sum(maths.only_text(p.answer) for p in fit)}
+    print(f"{c.data}: {maths.told(counts)}; python -m tasks.maths {c.data} says more")
+    splits = maths.split_by_hash(fit, c.holdout)
+    if measured:  # instead of held-out problems; none of them is trained on
+        measured = {name: fitting(world, some, c.max_prompt) for name, some in measured.items()}
+        test = [p for some in measured.values() for p in some]
+        apart = {maths.normal(p.question) for p in test}
+        train = [p for p in fit if maths.normal(p.question) not in apart]
+        print(f"{len(fit) - len(train)} problems of --data are in --eval-data: not trained on")
+        splits = dict(train=train, val=[], test=test) | measured
     if not splits["train"]:
         raise UserError(f"{c.data}: no problem left to train on; see the counts above")
-    trained = {normal(p.question) for p in splits["train"]}
-    for name, some in measured.items():
-        measured[name] = fitting(world, some, c.max_prompt)
-        if both := sum(normal(p.question) in trained for p in some):
-            print(f"--eval-data {name}: {both} of its {len(some)} problems are trained on")
-    if measured:
-        splits["test"] = [p for some in measured.values() for p in some]
-    return model, world, splits | measured, earlier
+    return model, world, splits, earlier

@@ -12,18 +12,29 @@ Which operands and which operation are a free choice, a fork; the arithmetic and
 determined.  The goal is restated before each choice: a model this small never learns to compare
 with a number far behind it.
 
+Real text also has *wording*: choices that decide nothing.  With `filler_share` above 0 a phrase of
+filler words stands before every `try`, `left`, `no` and `yes`:
+
+    so let me try 8 + 3 = 11 so let us no stop .
+
+Each place of a phrase has its own synonyms, drawn with `filler_entropy` nats after all decisions
+are made; the grader does not see them.  The grammar tells of every token which it is: `kinds`.
+
 A world is what the loop asks of a task: `tokenizer()`, `encode(problem)` -> prompt ids,
 `reward(problem, text)` -> 1.0 or 0.0, `answer(problem, text)` -> what was answered or None,
 `asked(problem)` -> the question and the right answer, `name(problem)`, `cluster(problem)` -> what
 it shares with others that are as hard, and `statements(text)` -> of every statement that can be
-checked, whether it is true.
+checked, whether it is true, and `kinds(ids)` -> an index into KINDS for every token of a stream, -1
+where no grammar tells.
 """
 
+import math
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache, reduce
+from functools import cache, cached_property, reduce
 from itertools import combinations, combinations_with_replacement
 
 from infra.files import UserError
@@ -31,6 +42,22 @@ from tasks.tokenizer import Tokenizer, word_tokenizer
 
 EOS = "."
 WORDS = [EOS, *"use goal ; try = left no yes wait back stop answer ( )".split()]
+KINDS = "bookkeeping", "decisions", "filler"
+# the synonyms for each place of a phrase, the usual one first
+FILLER = [
+    row.split()
+    for row in (
+        "so thus hence then therefore well okay right",
+        "let allow help have make get ask bid",
+        "me us you them him her it folks",
+        "now here next today first again once still",
+        "just simply only merely quickly slowly calmly briefly",
+        "see check look consider examine view inspect find",
+        "whether if how what why where when which",
+        "this that these those such each any some",
+    )
+]
+SLOTS = "try left no yes".split()  # words that a phrase stands before: one in 6 tokens
 # characters and parentheses of an answer that is read: far more than 8 numbers need
 MAX_ANSWER, MAX_DEPTH = 400, 30
 
@@ -57,12 +84,17 @@ class Countdown:
     ops: str = "+-*"
     max_value: int = 30
     min_goal: int = 3
+    attempts: int = 6  # a trace of the base model stops after so many failures
+    filler_share: float = 0.0  # of a trace's tokens
+    filler_entropy: float = 0.69  # nats of each filler word
 
     def __post_init__(self) -> None:
         if not self.ops or any("+-*/".count(o) != self.ops.count(o) for o in self.ops):
             raise UserError(f"--ops {self.ops!r}: it must be some of +-*/, each once")
         if self.max_number > self.max_value:
             raise UserError(f"--max-value {self.max_value}: it must be at least --max-number")
+        if self.phrase(1) > len(FILLER) or self.filler_entropy > math.log(len(FILLER[0])):
+            raise UserError("--filler-share is at most 0.57, --filler-entropy at most 2.07 nats")
 
     def tokenizer(self) -> Tokenizer:
         return _tokenizer(self)
@@ -181,6 +213,65 @@ class Countdown:
             path = path[:-1] if back else ()
             words += ["back" if back else "wait", *_left(state(path), problem.goal)]
 
+    def phrase(self, half: int) -> int:
+        """Filler words before a `try` (half 0) or before what follows it (1): together so many to
+        the 12 tokens between two tries that their share is `filler_share`."""
+        words = round(12 * self.filler_share / (1 - self.filler_share))
+        return (words + half) // 2
+
+    @cached_property
+    def wording(self) -> tuple[list[float], frozenset[str]]:
+        """(the chance of each synonym of a place, all filler words): as few synonyms as can have
+        `filler_entropy`; the usual one has a chance of its own and the others share the rest."""
+        k = max(2, math.ceil(math.exp(self.filler_entropy) - 1e-9))
+        low, high = 1 / k, 1.0
+        for _ in range(60):  # entropy falls from ln k to 0 between them
+            p = (low + high) / 2
+            rest = (1 - p) / (k - 1)
+            h = -p * math.log(p) - (1 - p) * math.log(max(rest, 1e-300))
+            low, high = (p, high) if h > self.filler_entropy else (low, p)
+        words = frozenset(w for row in FILLER for w in row) if self.filler_share else frozenset()
+        return [p, *[rest] * (k - 1)], words
+
+    def worded(self, trace: str, rng: random.Random) -> str:
+        """The trace with its phrases; in a world without filler the trace itself."""
+        (chances, filler), out = self.wording, []
+        for word in trace.split() if filler else ():
+            if word in SLOTS:
+                rows = FILLER[: self.phrase(word != "try")]
+                out += [rng.choices(row[: len(chances)], chances)[0] for row in rows]
+            out.append(word)
+        return " ".join(out) if filler else trace
+
+    def plain(self, text: str) -> str:
+        """The text without filler words."""
+        filler = self.wording[1]
+        return " ".join(w for w in text.split() if w not in filler) if filler else text
+
+    def kinds(self, ids: Sequence[int]) -> list[int]:
+        """Of every token of a stream of prompts and responses, what the grammar takes it for: an
+        index into KINDS.
+
+        Decisions are the operands and the operator after a `try`, the operator alone where two
+        numbers are left, and the word after a `no` unless it must be `stop`."""
+        words, filler, out = self.tokenizer().words, self.wording[1], []
+        left, noes, since, listing, before = 0, 0, 9, False, ""  # since: tokens since the last try
+        for word in ("" if i < 256 else words[i - 256] for i in ids):
+            if word in filler:
+                out.append(KINDS.index("filler"))
+                continue
+            since += 1
+            chosen = since == 2 or (since in (1, 3) and left > 2)
+            out.append(int(chosen or (before == "no" and noes < self.attempts)))
+            if word in ("use", "left"):
+                left, listing, noes = 0, True, noes * (word == "left")
+            listing = listing and word != "goal"
+            left += listing and word.isdigit()
+            since *= word != "try"
+            noes += word == "no"
+            before = word
+        return out
+
     def reward(self, problem: Problem, response: str) -> float:
         """1.0 when the response ends in "." and the text after its last "answer" is an expression
         over exactly the given numbers that equals the goal, else 0.0.  Never raises, whatever the
@@ -192,7 +283,7 @@ class Countdown:
 
     def answer(self, problem: Problem, response: str) -> str | None:
         """The text between the last "answer" and the final ".", or None where one is missing."""
-        _, found, answer = response.rstrip().rpartition("answer ")
+        _, found, answer = self.plain(response).rstrip().rpartition("answer ")
         if not found or not answer.endswith(EOS):
             return None
         return answer.removesuffix(EOS).strip()
@@ -203,7 +294,7 @@ class Countdown:
 
     def statements(self, text: str) -> list[bool]:
         """Of every statement "a op b = c" in a trace, whether it is true."""
-        found = re.findall(r"\b(\d{1,6} [-+*/] \d{1,6}) = (\d{1,6})\b", text)
+        found = re.findall(r"\b(\d{1,6} [-+*/] \d{1,6}) = (\d{1,6})\b", self.plain(text))
         values = ((value_of(expression), int(c)) for expression, c in found)
         return [value is not None and value[0] == c for value, c in values]
 
@@ -227,7 +318,8 @@ def _left(items: list[tuple[int, str]], goal: int) -> list[str]:
 
 @cache
 def _tokenizer(world: Countdown) -> Tokenizer:
-    return word_tokenizer([*WORDS, *world.ops, *map(str, range(world.max_value + 1))])
+    filler = [w for row in FILLER for w in row] if world.filler_share else []
+    return word_tokenizer([*WORDS, *world.ops, *map(str, range(world.max_value + 1)), *filler])
 
 
 @cache

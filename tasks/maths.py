@@ -217,6 +217,8 @@ class Maths:
         """Nothing in free text can be checked statement by statement."""
         return []
 
+    kinds = None  # no grammar tells the decisions of free text from its wording
+
     def reward(self, problem: MathProblem, text: str) -> float:
         """1.0 when the response's final answer equals the problem's, else 0.0.  Never raises."""
         return float(verify.grade(self._said(text), problem.answer, self._mode()))

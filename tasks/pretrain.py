@@ -36,9 +36,9 @@ class Pretrain:
     batch: int = 16  # traces a step; larger batches learn less in the same time
     lr: float = 4e-3  # peak learning rate of AdamW; 50 steps of warm-up, then cosine to 0
     skill: float = 0.7  # share of traces that prefer moves which keep the goal reachable
-    attempts: int = 6  # finished tries a trace makes at most
     p_stop: float = 0.35  # chance to give up after a failed try
     seed: int = 0
+    start: str = ""  # folder of a base that it goes on from; new words get new rows
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
@@ -71,11 +71,12 @@ def make_optimizer(
 def batch_of_traces(recipe: Pretrain, world: Countdown, problems: list, step: int) -> tuple:
     """Step `step`'s traces, packed, and the rows (K,) whose next token is learned: the trace's."""
     rng, tokenizer = random.Random(f"{recipe.seed}/{step}"), world.tokenizer()
+    wording = random.Random(f"{recipe.seed}/{step}/wording")  # the decisions are any world's
     texts, rows, end = [], [], 0
     for problem in rng.choices(problems, k=recipe.batch):
-        trace = world.trace(problem, rng, recipe.skill, recipe.attempts, recipe.p_stop)
+        trace = world.trace(problem, rng, recipe.skill, world.attempts, recipe.p_stop)
         first = end + len(tokenizer.encode(problem.prompt))
-        texts.append(tokenizer.encode(f"{problem.prompt} {trace}"))
+        texts.append(tokenizer.encode(f"{problem.prompt} {world.worded(trace, wording)}"))
         end += len(texts[-1])
         rows += range(first - 1, end - 1)
     return *pack(texts, torch.device("cpu")), torch.tensor(rows)
@@ -88,6 +89,11 @@ def pretrain(
     problems, n_vocab = world.splits()["train"], world.tokenizer().n_vocab
     model = Transformer(replace(SIZES[recipe.size], vocab_size=n_vocab))
     model.init_weights(torch.Generator().manual_seed(recipe.seed))
+    if recipe.start:
+        mine = model.state_dict()
+        for name, p in weights.load_model(recipe.start)[0].state_dict().items():
+            n = min(len(p), len(mine[name]))
+            mine[name][:n] = p[:n]
     optimizer = make_optimizer([*model.parameters()], recipe.lr, weight_decay=0.1, beta2=0.95)
     first, clock = 0, files.Clock()
     if checkpoint.exists():

@@ -194,8 +194,7 @@ def test_arms_become_command_lines():
 
 WRONG = [
     ("--arms tpo", "--arms 'tpo': --keep 'tpo': it must be a text, one of top"),
-    ("--arms top,", "--arms '': --keep ''"),
-    ("--arms top_lr", "'lr' is not field=value"),
+    ("--arms top,", "--arms '': --keep ''"), ("--arms top_lr", "'lr' is not field=value"),
     ("--arms top_lrr=3", "--arms 'top lrr=3': 'lrr=3' is not field=value with one of rho, entropy"),
     ("--arms top_rho", "'rho' is not field=value"),
     ("--arms top_steps=3", "'steps=3' is not"),  # unequal training is no comparison
@@ -207,11 +206,10 @@ WRONG = [
     ("--arms top --seeds 0", "--seeds 0: it must be an integer, at least 1"),
     ("--arms top --seeds two", "--seeds 'two': it must be an integer"),
     ("--arms top --jobs -1", "--jobs -1: it must be an integer, at least 0"),
-    ("--arms", "argument --arms: expected one argument"),
-    ("--arms top --keep all", "drop --keep"),
+    ("--arms", "argument --arms: expected one argument"), ("--arms top --keep all", "drop --keep"),
     ("--arms top --stepz 3", "--stepz"),
     ("--arms top --model m --data d --holdout 0", "--holdout 0 leaves no test split"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("line, words", WRONG, ids=[line for line, _ in WRONG])

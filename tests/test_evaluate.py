@@ -55,20 +55,15 @@ def test_pass_at_for_1024_responses():
     assert all(pass_at(n, c, 1) == c / n for c in range(n + 1))  # pass@1 is avg@k
 
 
-@pytest.mark.parametrize(
-    "answers, grades, expected",
-    [
-        (["7", "8", "8"], [1, 0, 0], 0),
-        (["8", "7", "8"], [1, 0, 1], 1),
-        (["7", "8"], [1, 0], 1),  # a tie: the first seen
-        (["7", "8"], [0, 1], 0),
-        (["9", "8", "7", "8", "7"], [0, 1, 0, 1, 0], 1),  # of the two that tie, 8 was first
-        ([None, None, None, "7"], [0, 0, 0, 1], 1),  # no answer has no vote
-        ([None, "8", None, "7", "7"], [0, 0, 0, 1, 1], 1),
-        ([None, None], [0, 0], 0),
-        (["", "", "7"], [0, 0, 1], 0),  # an empty answer is an answer, and wrong
-    ],
-)
+@pytest.mark.parametrize("answers, grades, expected", [
+    (["7", "8", "8"], [1, 0, 0], 0), (["8", "7", "8"], [1, 0, 1], 1),
+    (["7", "8"], [1, 0], 1),  # a tie: the first seen
+    (["7", "8"], [0, 1], 0),
+    (["9", "8", "7", "8", "7"], [0, 1, 0, 1, 0], 1),  # of the two that tie, 8 was first
+    ([None, None, None, "7"], [0, 0, 0, 1], 1),  # no answer has no vote
+    ([None, "8", None, "7", "7"], [0, 0, 0, 1, 1], 1), ([None, None], [0, 0], 0),
+    (["", "", "7"], [0, 0, 1], 0),  # an empty answer is an answer, and wrong
+])  # fmt: skip
 def test_majority(answers, grades, expected):
     assert majority(answers, grades) == expected
 
@@ -511,41 +506,27 @@ def test_weights_that_are_not_finite(maths, capsys):
     assert not Path("out/results.json").exists() and not Path("out/one.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize(
-    "flags, said",
-    [
-        ("", "--model"),
-        ("--model nowhere", "nowhere: no model of the small world there"),
-        ("--model nowhere --data a.jsonl", "nowhere: no model there"),
-        ("--model model --data a.jsonl", "it cannot read --data"),
-        ("--model model --ops +-", "speaks of another world"),
-        ("--model model --k 0", "--k 0"),
-        ("--model model --k two", "--k"),
-        ("--model model --temperature 0", "--k 16"),
-        ("--model model --temperature -1", "--temperature -1"),
-        ("--model model --temperature nan", "--temperature nan"),
-        ("--model model --top-p 0", "--top-p 0"),
-        ("--model model --top-p 1.5", "--top-p 1.5"),
-        ("--model model --limit -1", "--limit -1"),
-        ("--model model --max-new -5", "--max-new -5"),
-        ("--model model --rows 0", "--rows 0"),
-        ("--model model --seed -1", "--seed -1"),
-        ("--model model --ops +%", "--ops"),
-        ("--model model --ops ++", "--ops"),
-        ("--model model --max-value 5", "--max-value 5"),
-        ("--model model --split train", "--split"),
-        ("--model model --template poem", "--template"),
-        ("--model model --dtype int8", "--dtype"),
-        ("--model model --rho 0.2", "--rho"),
-        ("--model model --data a/x.jsonl,b/x.jsonl", "files of different names"),
-        ("--model model --data a.jsonl,", "file names between its commas"),
-        ("--model model --data average.jsonl", "average"),
-        ("--model broken", "broken/config.json"),
-        ("--model odd", "--max-value '30'"),
-        ("--model damaged", "damaged/model.pt is damaged"),
-        ("--model model --limit 1 --max-new 2 --k 1 --out taken", "cannot write taken"),
-    ],
-)
+@pytest.mark.parametrize("flags, said", [
+    ("", "--model"), ("--model nowhere", "nowhere: no model of the small world there"),
+    ("--model nowhere --data a.jsonl", "nowhere: no model there"),
+    ("--model model --data a.jsonl", "it cannot read --data"),
+    ("--model model --ops +-", "speaks of another world"), ("--model model --k 0", "--k 0"),
+    ("--model model --k two", "--k"), ("--model model --temperature 0", "--k 16"),
+    ("--model model --temperature -1", "--temperature -1"),
+    ("--model model --temperature nan", "--temperature nan"),
+    ("--model model --top-p 0", "--top-p 0"), ("--model model --top-p 1.5", "--top-p 1.5"),
+    ("--model model --limit -1", "--limit -1"), ("--model model --max-new -5", "--max-new -5"),
+    ("--model model --rows 0", "--rows 0"), ("--model model --seed -1", "--seed -1"),
+    ("--model model --ops +%", "--ops"), ("--model model --ops ++", "--ops"),
+    ("--model model --max-value 5", "--max-value 5"), ("--model model --split train", "--split"),
+    ("--model model --template poem", "--template"), ("--model model --dtype int8", "--dtype"),
+    ("--model model --rho 0.2", "--rho"),
+    ("--model model --data a/x.jsonl,b/x.jsonl", "files of different names"),
+    ("--model model --data a.jsonl,", "file names between its commas"),
+    ("--model model --data average.jsonl", "average"), ("--model broken", "broken/config.json"),
+    ("--model odd", "--max-value '30'"), ("--model damaged", "damaged/model.pt is damaged"),
+    ("--model model --limit 1 --max-new 2 --k 1 --out taken", "cannot write taken"),
+])  # fmt: skip
 def test_mistakes_are_one_line_and_leave_nothing(tmp_path, monkeypatch, capsys, flags, said):
     monkeypatch.chdir(tmp_path)
     save_random_model(tmp_path / "model")

@@ -27,16 +27,10 @@ from tasks.pretrain import Pretrain
 TEN = [0.8, 0.0, 0.5, 1.0, 0.3, 0.2, 0.9, 0.1, 0.7, 0.4]
 
 
-@pytest.mark.parametrize(
-    "rho, kept, tau",
-    [
-        (0.1, {3}, 1.0),
-        (0.2, {3, 6}, 0.9),
-        (0.5, {0, 2, 3, 6, 8}, 0.5),
-        (1.0, set(range(10)), 0.0),
-        (1e-9, {3}, 1.0),  # a share that rounds to no token: the 0-th largest was asked for
-    ],
-)
+@pytest.mark.parametrize("rho, kept, tau", [
+    (0.1, {3}, 1.0), (0.2, {3, 6}, 0.9), (0.5, {0, 2, 3, 6, 8}, 0.5), (1.0, set(range(10)), 0.0),
+    (1e-9, {3}, 1.0),  # a share that rounds to no token: the 0-th largest was asked for
+])  # fmt: skip
 def test_kept_set_by_hand(rho, kept, tau):
     mask, got = top_entropy(torch.tensor(TEN), rho)
     assert set(mask.nonzero()[:, 0].tolist()) == kept
@@ -110,11 +104,12 @@ def test_keep_modes():
 
     def keep(which: str) -> tuple[torch.Tensor, float]:
         lot = torch.rand(10, generator=lots)
-        return keep_mask(Config(keep=which), h, lot, number, None)
+        return keep_mask(Config(keep=which), h, lot, number % 3, number, None)
 
     (top, _), (bottom, tau) = keep("top"), keep("bottom")
     assert (top ^ bottom).all() and bottom.sum() == 8 and tau == pytest.approx(0.9)
     assert keep("all")[0].all()
+    assert keep("decisions")[0].nonzero()[:, 0].tolist() == [1, 4, 7] and keep("decisions")[1] == 0
     counts = sum(keep("random")[0].int() for _ in range(2000))
     assert counts.sum() == 4000
     # 10 binomials of mean 400, sd 17.9: five sd is passed by chance once in 10^5 runs of this test
@@ -139,23 +134,18 @@ def test_overlong_penalty_by_hand():
     assert overlong_penalty(lengths, 100, 0).tolist() == [0] * 5
 
 
-@pytest.mark.parametrize(
-    "ratio, advantage, dual, term, clipped",
-    [
-        (1.0, 2.0, 0, 2.0, False),
-        (1.5, 2.0, 0, 2.56, True),  # 1.28 * 2
-        (1.5, -2.0, 0, -3.0, False),  # a worse action got likelier: the pessimistic bound is free
-        (0.5, 2.0, 0, 1.0, False),
-        (0.5, -2.0, 0, -1.6, True),  # 0.8 * -2
-        (1.27, 1.0, 0, 1.27, False),
-        (0.81, -1.0, 0, -0.81, False),
-        (54.6, -1.0, 10, -10.0, True),  # the dual clip bounds negative advantages alone
-        (54.6, 1.0, 10, 1.28, True),
-        (9.9, -1.0, 10, -9.9, False),
-        (math.exp(19.9), -1.0, 0, -math.exp(19.9), False),
-        (math.exp(25), -1.0, 0, -math.exp(20), False),  # far outside any clip, and finite
-    ],
-)
+@pytest.mark.parametrize("ratio, advantage, dual, term, clipped", [
+    (1.0, 2.0, 0, 2.0, False),
+    (1.5, 2.0, 0, 2.56, True),  # 1.28 * 2
+    (1.5, -2.0, 0, -3.0, False),  # a worse action got likelier: the pessimistic bound is free
+    (0.5, 2.0, 0, 1.0, False),
+    (0.5, -2.0, 0, -1.6, True),  # 0.8 * -2
+    (1.27, 1.0, 0, 1.27, False), (0.81, -1.0, 0, -0.81, False),
+    (54.6, -1.0, 10, -10.0, True),  # the dual clip bounds negative advantages alone
+    (54.6, 1.0, 10, 1.28, True), (9.9, -1.0, 10, -9.9, False),
+    (math.exp(19.9), -1.0, 0, -math.exp(19.9), False),
+    (math.exp(25), -1.0, 0, -math.exp(20), False),  # far outside any clip, and finite
+])  # fmt: skip
 def test_clip_by_hand(ratio, advantage, dual, term, clipped):
     old = torch.tensor([-1.0], dtype=torch.float64)
     A, c = torch.tensor([advantage], dtype=torch.float64), Config(dual_clip=float(dual))
@@ -166,14 +156,15 @@ def test_clip_by_hand(ratio, advantage, dual, term, clipped):
 def test_entropies_that_are_not_finite_are_refused_before_anything_is_learned():
     """A NaN's bits sort above every number, or crash the select, depending on its sign."""
     model = random_model(Shape(16, 2, 4, 2, 8, 24, 37))
-    samples = generate(model, [[1, 2, 3], [4, 5]], 2, 9, 0)
+    samples, c = generate(model, [[1, 2, 3], [4, 5]], 2, 9, 0), Config()
+    kinds = torch.zeros(len(samples.entropy), dtype=torch.long)
     with torch.no_grad():
         model.model.norm.weight.fill_(math.nan)
     for first in (True, False):
         if first:
             samples.entropy[-1] = math.nan
         with pytest.raises(UserError, match="not finite.*--lr"):
-            fork_gpt.update(model, samples, torch.ones(4), [*range(4)], Config(), seeded(), first)
+            fork_gpt.update(model, samples, torch.ones(4), [*range(4)], c, seeded(), first, kinds)
         assert all(p.grad is None for p in model.parameters())
 
 
@@ -216,7 +207,7 @@ def test_dynamic_sampling_refills_is_bounded_and_never_raises(monkeypatch, right
 
     monkeypatch.setattr(fork_gpt, "draw", drawn)
     c = Config(prompts=4, group=4, rounds=rounds, oversample=1.0, max_new=3)
-    state = fork_gpt.State(model, model, None, None, "")
+    state = fork_gpt.State(model, model, None, None, None, "")
     samples, advantages, got, metrics = fork_gpt.collect(state, Scripted(), [], c)
     if groups:
         # round 1 draws 4, two are mixed; round 2 draws the 2 missing, one is mixed
@@ -241,14 +232,15 @@ CHANGES = dict(
     seed=1, keep="all", rho=0.4, entropy="rollout", pool="microbatch", normalize="all", prompts=4,
     group=5, updates=3, oversample=2.0, rounds=4, max_new=8, overlong=3, temperature=0.8,
     clip_low=0.01, clip_high=0.01, dual_clip=1.1, optimizer="sgd", lr=0.03, warmup=9,
-    weight_decay=0.9, beta2=0.5, grad_clip=0.1, dtype="bfloat16",
+    weight_decay=0.9, beta2=0.5, grad_clip=0.1, dtype="bfloat16", rho_end=0.5, centre="tokens",
 )  # fmt: skip
 WITH = dict(dual_clip=dict(lr=0.5), rounds=dict(rounds=1), entropy=dict(lr=0.1))
 SPEED = dict(rows=4, microbatch=20, recompute=True)
 ELSEWHERE = (
     "out resume device threads steps tp "  # test_run, and below
     "model data template verifier max_prompt holdout skip_bad "  # test_road, test_wrong_inputs
-    "size pretrain_steps n_numbers max_number max_value ops "  # below
+    "size pretrain_steps base_seed n_numbers max_number max_value ops "  # below
+    "attempts filler_share filler_entropy "
     "save_every eval_every eval_k eval_problems snapshot_every wandb tensorboard"  # test_run
 ).split()
 
@@ -277,43 +269,29 @@ def test_every_flag_does_something_and_those_of_speed_nothing_else(fp64):
 
 
 def test_flags_make_the_small_world_and_its_base():
-    c = Config(n_numbers=2, max_number=5, max_value=9, ops="+-", size="mini", pretrain_steps=7)
-    assert countdown_of(c) == Countdown(2, 5, "+-", 9)
-    assert recipe_of(c) == Pretrain(size="mini", steps=7)
+    c = Config(n_numbers=2, max_number=5, max_value=9, ops="+-", attempts=4, filler_share=0.2,
+               filler_entropy=0.5, size="mini", pretrain_steps=7, base_seed=3)  # fmt: skip
+    assert countdown_of(c) == Countdown(2, 5, "+-", 9, 3, 4, 0.2, 0.5)
+    assert recipe_of(c) == Pretrain(size="mini", steps=7, seed=3)
 
 
 # ---------------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize(
-    "line, words",
-    [
-        ("--reho 0.2", "--reho|--help"),
-        ("--rho 0", "--rho 0.0|(0, 1]"),
-        ("--rho 1.5", "--rho 1.5|(0, 1]"),
-        ("--rho nan", "--rho nan|(0, 1]"),
-        ("--keep most", "--keep|top"),
-        ("--keep bottom --rho 1", "--rho 1.0|bottom"),
-        ("--steps many", "--steps|many"),
-        ("--oversample inf", "--oversample inf"),
-        (f"--seed {2**64}", "--seed|1e18"),
-        ("--beta2 1.5", "--beta2 1.5"),
-        ("--temperature 1e-9", "--temperature 1e-09|0.01"),
-        ("--overlong 200", "--overlong 200|--max-new"),
-        ("--dual-clip 0.5", "--dual-clip 0.5|above 1"),
-        ("--ops ++", "--ops '++'"),
-        ("--holdout 0.1", "--holdout|ignored|--data"),
-        ("--data x.jsonl", "--data|ignored|--model"),
-        ("--size mini --model runs/x", "--size|ignored"),
-        ("--size huge", "--size 'huge'|tiny"),
-        ("--group 1", "--group 1|2"),
-        ("--lr nan", "--lr nan"),
-        ("--resume runs/none", "runs/none|config.json"),
-        ("--resume runs/none --lr 1", "--resume|--lr"),
-        ("--max-number 1", "too few problems"),
-        ("--device cuda", "--device cuda|auto"),
-    ],
-)
+@pytest.mark.parametrize("line, words", [
+    ("--reho 0.2", "--reho|--help"), ("--rho 0", "--rho 0.0|(0, 1]"),
+    ("--rho 1.5", "--rho 1.5|(0, 1]"), ("--rho nan", "--rho nan|(0, 1]"),
+    ("--keep most", "--keep|top"), ("--keep bottom --rho 1", "--rho 1.0|bottom"),
+    ("--steps many", "--steps|many"), ("--oversample inf", "--oversample inf"),
+    (f"--seed {2**64}", "--seed|1e18"), ("--beta2 1.5", "--beta2 1.5"),
+    ("--temperature 1e-9", "--temperature 1e-09|0.01"),
+    ("--overlong 200", "--overlong 200|--max-new"), ("--dual-clip 0.5", "--dual-clip 0.5|above 1"),
+    ("--ops ++", "--ops '++'"), ("--holdout 0.1", "--holdout|ignored|--data"),
+    ("--data x.jsonl", "--data|ignored|--model"), ("--size mini --model runs/x", "--size|ignored"),
+    ("--size huge", "--size 'huge'|tiny"), ("--group 1", "--group 1|2"), ("--lr nan", "--lr nan"),
+    ("--resume runs/none", "runs/none|config.json"), ("--resume runs/none --lr 1", "--resume|--lr"),
+    ("--max-number 1", "too few problems"), ("--device cuda", "--device cuda|auto"),
+])  # fmt: skip
 def test_a_wrong_flag_is_one_clear_line(line, words, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

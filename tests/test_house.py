@@ -17,7 +17,7 @@ FLOORS = [
     "algebra",
 ]
 # who may look upwards, and from which functions alone: a command line is above everything
-UPWARDS = {("fork_gpt.py", "start"), ("fork_gpt.py", "run"), ("rollout.py", "main")}
+UPWARDS = {("fork_gpt.py", "start"), ("fork_gpt.py", "run"), ("rollout.py", "trace")}
 TASKS_NEVER = ("torch", "tiktoken", "numpy", "tqdm")
 
 

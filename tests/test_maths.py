@@ -53,56 +53,41 @@ def chat(*said):
 # ------------------------------------------------------------------ what is read
 
 
-@pytest.mark.parametrize(
-    "fields, answer",
-    [
-        ({"answer": "5"}, "5"),
-        ({"answer": 5}, "5"),
-        ({"answer": -0.25}, "-0.25"),
-        ({"answer": 27.0}, "27"),  # AMC23's; "27.0" would be wrong for every "27" in dapo mode
-        ({"answer": -0.0}, "0"),
-        ({"answer": ["27.0"]}, "27.0"),
-        ({"gold": "  x^2 \n"}, "x^2"),
-        ({"final_answer": ["$3,-2$"], "solution": ["By \\boxed{7}."]}, "$3,-2$"),  # OlympiadBench
-        ({"reward_model": {"ground_truth": "34", "style": "rule"}}, "34"),
-        ({"reward_model": {"ground_truth": 34}, "answer": "34.0"}, "34.0"),
-        ({"reward_model": {"style": "rule"}, "gold": 1}, "1"),
-        ({"answer": "Half is 48 / 2 = <<48/2=24>>24.\n#### 1,072"}, "1,072"),  # GSM8K
-        ({"answer": "#### Step 1\nHalf.\n#### 72"}, "72"),
-        ({"answer": "\\boxed{\\frac{1}{2}}"}, "\\frac{1}{2}"),
-        ({"solution": "So \\boxed{1}. No: $\\boxed{\\frac{3}{4}}$."}, "\\frac{3}{4}"),  # MATH
-        ({"solution": "We add. The answer is $7$."}, "7"),
-        ({"solution": "34", "prompt": "other"}, "34"),  # DAPO as processed by others
-        ({"solution": "4 \\mbox{ cm}"}, "4 \\mbox{ cm}"),  # \mbox is no box
-        ({"label": "34"}, "34"),
-        ({"label": "34", "solution": "\\boxed{9}"}, "34"),
-        ({"label": "algebra", "answer": "5"}, "5"),  # a label of another kind is left alone
-        ({"answer": None, "gold": "5", "final_answer": "5.0"}, "5.0"),
-        ({"answer": "1/2", "gold": "\\frac12", "solution": "wrong: \\boxed{9}"}, "1/2"),
-    ],
-)
+@pytest.mark.parametrize("fields, answer", [
+    ({"answer": "5"}, "5"), ({"answer": 5}, "5"), ({"answer": -0.25}, "-0.25"),
+    ({"answer": 27.0}, "27"),  # AMC23's; "27.0" would be wrong for every "27" in dapo mode
+    ({"answer": -0.0}, "0"), ({"answer": ["27.0"]}, "27.0"), ({"gold": "  x^2 \n"}, "x^2"),
+    ({"final_answer": ["$3,-2$"], "solution": ["By \\boxed{7}."]}, "$3,-2$"),  # OlympiadBench
+    ({"reward_model": {"ground_truth": "34", "style": "rule"}}, "34"),
+    ({"reward_model": {"ground_truth": 34}, "answer": "34.0"}, "34.0"),
+    ({"reward_model": {"style": "rule"}, "gold": 1}, "1"),
+    ({"answer": "Half is 48 / 2 = <<48/2=24>>24.\n#### 1,072"}, "1,072"),  # GSM8K
+    ({"answer": "#### Step 1\nHalf.\n#### 72"}, "72"),
+    ({"answer": "\\boxed{\\frac{1}{2}}"}, "\\frac{1}{2}"),
+    ({"solution": "So \\boxed{1}. No: $\\boxed{\\frac{3}{4}}$."}, "\\frac{3}{4}"),  # MATH
+    ({"solution": "We add. The answer is $7$."}, "7"),
+    ({"solution": "34", "prompt": "other"}, "34"),  # DAPO as processed by others
+    ({"solution": "4 \\mbox{ cm}"}, "4 \\mbox{ cm}"),  # \mbox is no box
+    ({"label": "34"}, "34"), ({"label": "34", "solution": "\\boxed{9}"}, "34"),
+    ({"label": "algebra", "answer": "5"}, "5"),  # a label of another kind is left alone
+    ({"answer": None, "gold": "5", "final_answer": "5.0"}, "5.0"),
+    ({"answer": "1/2", "gold": "\\frac12", "solution": "wrong: \\boxed{9}"}, "1/2"),
+])  # fmt: skip
 def test_the_answers_of_every_form(tmp_path, fields, answer):
     assert read_one(tmp_path, {"problem": "What?"} | fields) == ("What?", answer)
 
 
-@pytest.mark.parametrize(
-    "fields, question",
-    [
-        ({"problem": " What?\n"}, "What?"),
-        ({"question": "What?", "problem": None}, "What?"),
-        ({"prompt": "What?"}, "What?"),
-        ({"problem": "What?", "prompt": "User: What? Think."}, "What?"),
-        ({"prompt": chat(("system", "Think."), ("user", "What?"))}, "What?"),
-        ({"prompt": chat(("user", "Hi"), ("assistant", "Yes"), ("user", "What?"))}, "What?"),
-        ({"prompt": chat(("user", START.format("$Answer (without quotes)") + "A\n\nB" + END))},
-         "A\n\nB"),
-        ({"prompt": START.format("\\boxed{$Answer}") + "A\n\nB" + END}, "A\n\nB"),
-        ({"prompt": START.format('"Answer: $Answer"') + "A\n\nB"}, "A\n\nB"),
-        ({"problem": "Solve the following math problem step by step. 1 + 1"},
-         "Solve the following math problem step by step. 1 + 1"),
-        ({"problem": "A" + END}, "A" + END),  # not DAPO's: nothing is taken away
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("fields, question", [
+    ({"problem": " What?\n"}, "What?"), ({"question": "What?", "problem": None}, "What?"),
+    ({"prompt": "What?"}, "What?"), ({"problem": "What?", "prompt": "User: What? Think."}, "What?"),
+    ({"prompt": chat(("system", "Think."), ("user", "What?"))}, "What?"),
+    ({"prompt": chat(("user", "Hi"), ("assistant", "Yes"), ("user", "What?"))}, "What?"),
+    ({"prompt": chat(("user", START.format("$Answer (without quotes)") + "A\n\nB" + END))}, "A\n\nB"),
+    ({"prompt": START.format("\\boxed{$Answer}") + "A\n\nB" + END}, "A\n\nB"),
+    ({"prompt": START.format('"Answer: $Answer"') + "A\n\nB"}, "A\n\nB"),
+    ({"problem": "Solve the following math problem step by step. 1 + 1"}, "Solve the following math problem step by step. 1 + 1"),
+    ({"problem": "A" + END}, "A" + END),  # not DAPO's: nothing is taken away
+])  # fmt: skip
 def test_the_questions_of_every_form(tmp_path, fields, question):
     assert read_one(tmp_path, fields | {"answer": 1}) == (question, "1")
 
@@ -122,14 +107,11 @@ def test_blank_lines_marks_and_line_ends_are_no_problem(tmp_path):
 
 BAD = [
     (b'{"problem": "A", "answer"', "is no JSON at character 26: Expecting ':' delimiter"),
-    (b"<html>", "is no JSON at character 0"),
-    (b"\xff\xfe{\x00", "is not UTF-8 at byte 0"),
+    (b"<html>", "is no JSON at character 0"), (b"\xff\xfe{\x00", "is not UTF-8 at byte 0"),
     (b'{"problem": "caf\xe9", "answer": 1}', "is not UTF-8 at byte 16"),
-    (b"[" * 200_000, "nested too deep"),
-    (b"1" * 5000, "4300 digits"),
+    (b"[" * 200_000, "nested too deep"), (b"1" * 5000, "4300 digits"),
     (b"x" * (MAX_LINE + 5), f"is longer than {MAX_LINE:,} bytes"),
-    ([GOOD], "is no JSON object but [{"),
-    ("text", "is no JSON object but 'text'"),
+    ([GOOD], "is no JSON object but [{"), ("text", "is no JSON object but 'text'"),
     (None, "is no JSON object but None"),
     (b'{"problem": "A", "answer": 1, "answer": 2}', "a name stands twice"),
     ({}, "has none of problem, question, prompt"),
@@ -195,16 +177,11 @@ def test_all_bad_lines_of_all_files_are_counted_and_the_first_is_named(tmp_path)
 
 
 @pytest.mark.parametrize("skip_bad", [False, True])
-@pytest.mark.parametrize(
-    "name, content, why",
-    [
-        ("none.jsonl", None, "No such file"),
-        ("none.parquet", None, "pip install pyarrow"),
-        ("empty.jsonl", b"", "is empty"),
-        ("blank.jsonl", b"\n  \n\r\n", "is empty"),
-        ("folder.jsonl", "folder", "Is a directory"),
-    ],
-)
+@pytest.mark.parametrize("name, content, why", [
+    ("none.jsonl", None, "No such file"), ("none.parquet", None, "pip install pyarrow"),
+    ("empty.jsonl", b"", "is empty"), ("blank.jsonl", b"\n  \n\r\n", "is empty"),
+    ("folder.jsonl", "folder", "Is a directory"),
+])  # fmt: skip
 def test_a_file_that_cannot_be_read_is_never_skipped(
     tmp_path, monkeypatch, name, content, why, skip_bad
 ):
@@ -516,32 +493,24 @@ def test_a_tokenizer_without_the_templates_tokens_is_refused(qwen):
 # ------------------------------------------------------------------ rewards and votes
 
 
-@pytest.mark.parametrize(
-    "template, verifier, text, right",
-    [
-        ("boxed", "", "So \\boxed{1/2}.<|endoftext|>", True),
-        ("boxed", "", "So \\boxed{1/2}.", True),  # cut off after it: the penalty sees to length
-        ("boxed", "", "\\boxed{1/2} or \\boxed{1/3}", False),
-        ("boxed", "", "1/2", False),
-        ("boxed", "", "Answer: 1/2", False),
-        ("boxed", "auto", "1/2<|endoftext|>", True),
-        ("boxed", "auto", "Answer: 1/2<|endoftext|>", True),
-        ("answer", "", "Answer: 1/2<|endoftext|>", True),
-        ("answer", "dapo", "Answer: \\frac12<|endoftext|>", False),  # other strings
-        ("answer", "dapo", "Answer: 1/2<|endoftext|>", True),  # "1/2<|endoftext|>" is another
-        ("answer", "", "\\boxed{1/2}", False),
-        ("chat", "", "\\boxed{0.5}<|im_end|>", True),
-        ("think", "", "<think>\nHm, 3.\n</think>\n\n\\boxed{0.5}<|im_end|>", True),
-        ("think", "", "<think>\n\\boxed{1/2}\n</think>\n\nDone.<|im_end|>", False),
-        ("think", "", "<think>\n\\boxed{1/2}", False),
-        ("think", "", "\\boxed{1/2}<|im_end|>", False),  # never thought, or never ended to
-        ("think", "", "<think>a</think>b<think>\\boxed{1/2}", False),
-        ("think", "auto", "<think>a", False),
-        ("think", "", "", False),
-        ("boxed", "", "", False),
-        ("boxed", "", "\ud800\\boxed{", False),
-    ],
-)
+@pytest.mark.parametrize("template, verifier, text, right", [
+    ("boxed", "", "So \\boxed{1/2}.<|endoftext|>", True),
+    ("boxed", "", "So \\boxed{1/2}.", True),  # cut off after it: the penalty sees to length
+    ("boxed", "", "\\boxed{1/2} or \\boxed{1/3}", False), ("boxed", "", "1/2", False),
+    ("boxed", "", "Answer: 1/2", False), ("boxed", "auto", "1/2<|endoftext|>", True),
+    ("boxed", "auto", "Answer: 1/2<|endoftext|>", True),
+    ("answer", "", "Answer: 1/2<|endoftext|>", True),
+    ("answer", "dapo", "Answer: \\frac12<|endoftext|>", False),  # other strings
+    ("answer", "dapo", "Answer: 1/2<|endoftext|>", True),  # "1/2<|endoftext|>" is another
+    ("answer", "", "\\boxed{1/2}", False), ("chat", "", "\\boxed{0.5}<|im_end|>", True),
+    ("think", "", "<think>\nHm, 3.\n</think>\n\n\\boxed{0.5}<|im_end|>", True),
+    ("think", "", "<think>\n\\boxed{1/2}\n</think>\n\nDone.<|im_end|>", False),
+    ("think", "", "<think>\n\\boxed{1/2}", False),
+    ("think", "", "\\boxed{1/2}<|im_end|>", False),  # never thought, or never ended to
+    ("think", "", "<think>a</think>b<think>\\boxed{1/2}", False),
+    ("think", "auto", "<think>a", False), ("think", "", "", False), ("boxed", "", "", False),
+    ("boxed", "", "\ud800\\boxed{", False),
+])  # fmt: skip
 def test_rewards(qwen, template, verifier, text, right):
     w, problem = world(qwen, template, verifier), MathProblem("Q", "\\frac{1}{2}", "a")
     if verifier == "dapo":
@@ -552,25 +521,13 @@ def test_rewards(qwen, template, verifier, text, right):
         assert w.answer(problem, text) == w.answer(replace(problem, answer="7"), text) == "1/2"
 
 
-@pytest.mark.parametrize(
-    "same",
-    [
-        ["1/2", "0.5", "\\frac{1}{2}", "\\dfrac12", ".50", "x = \\frac{2}{4}"],
-        ["5", "5 \\text{ cm}", "x=5", "5.0", "\\{5\\}"],
-        ["1,000", "1000", "10^3", "1e3"],
-        ["\\sqrt{8}", "2\\sqrt2", "2\\sqrt{2}"],
-        ["\\{1,2\\}", "2, 1", "1,2"],
-        ["(1,2)", "( 1 , 2 )"],
-        ["[1,2)"],
-        ["(2,1)"],
-        ["\\text{Yes}", "yes"],
-        ["\\text{(C)}", "C"],
-        ["x+1", "1+x"],
-        ["2\\pi"],
-        ["-5"],
-    ],
-    ids=lambda x: x[0],
-)
+@pytest.mark.parametrize("same", [
+    ["1/2", "0.5", "\\frac{1}{2}", "\\dfrac12", ".50", "x = \\frac{2}{4}"],
+    ["5", "5 \\text{ cm}", "x=5", "5.0", "\\{5\\}"], ["1,000", "1000", "10^3", "1e3"],
+    ["\\sqrt{8}", "2\\sqrt2", "2\\sqrt{2}"], ["\\{1,2\\}", "2, 1", "1,2"], ["(1,2)", "( 1 , 2 )"],
+    ["[1,2)"], ["(2,1)"], ["\\text{Yes}", "yes"], ["\\text{(C)}", "C"], ["x+1", "1+x"], ["2\\pi"],
+    ["-5"],
+], ids=lambda x: x[0])  # fmt: skip
 def test_equal_answers_share_a_vote(qwen, same):
     w, problem = world(qwen), MathProblem("Q", "7", "a")
     keys = {w.answer(problem, f"So \\boxed{{{a}}}.<|endoftext|>") for a in same}

@@ -1,10 +1,8 @@
-"""The preflight against the memory that a step really takes, and what it says and refuses.
-
-The measured runs are processes of their own: python tests/test_memory.py NAME prints one as JSON.
-"""
+"""The preflight against the memory that a step really takes, and what it says and refuses."""
 
 import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
@@ -16,6 +14,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also without pytest
+from common import PATIENCE, ROOT
+
 import fork_gpt
 from fork_gpt import Config
 from infra import memory
@@ -23,28 +24,37 @@ from infra.files import UserError
 from infra.memory import GIB, kept_by_block, peaks, preflight
 from model import SIZES, Block, Shape, attend, positions_of, rope
 
-ROOT = Path(__file__).resolve().parent.parent
 spec = importlib.util.spec_from_file_location("bench_memory", ROOT / "bench" / "memory.py")
 bench = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(bench)
 
 CPU = torch.device("cpu")
 ENV = os.environ | bench.MALLOC | dict(PYTHONPATH=str(ROOT))
-FEW = Config(oversample=1.0, updates=1, prompts=4, group=4, max_prompt=8)
+FEW = Config(oversample=1.0, updates=1, prompts=8, group=4, max_prompt=8, microbatch=512)
+WIDE = Shape(64, 2, 2, 1, 32, 128, vocab_size=32768, tie_embeddings=False)
+# what takes the most there: (shape, flags)
 SHAPES = {
-    "wide vocabulary, untied": (
+    "gradient of a wide matrix": (
         Shape(256, 2, 4, 2, 64, 512, vocab_size=40960, tie_embeddings=False),
         replace(FEW, max_new=12, microbatch=80),
     ),
+    "gradients of a tied one": (
+        Shape(256, 2, 4, 2, 64, 512, vocab_size=40960), replace(FEW, max_new=12, microbatch=80)
+    ),
+    "logits that are kept": (WIDE, replace(FEW, keep="all", max_new=24)),
+    "a pass without gradient": (WIDE, replace(FEW, rho=0.05, max_new=24)),
+    "logits that are drawn from": (
+        WIDE, replace(FEW, prompts=16, group=16, max_new=3, microbatch=64)
+    ),
     "deep, bf16, recompute": (
         Shape(384, 10, 6, 3, 64, 1536, vocab_size=2048),
-        replace(FEW, max_new=16, microbatch=128, dtype="bfloat16", recompute=True),
+        replace(FEW, prompts=4, max_new=16, microbatch=128, dtype="bfloat16", recompute=True),
     ),
     "large KV cache": (
         Shape(64, 4, 4, 4, 128, 128, vocab_size=512),
-        replace(FEW, group=16, max_prompt=188, max_new=4, microbatch=2048),
+        replace(FEW, prompts=4, group=16, max_prompt=188, max_new=4, microbatch=2048),
     ),
-}
+}  # fmt: skip
 
 
 # ------------------------------------------------------------------ against what is really taken
@@ -78,24 +88,32 @@ def test_what_autograd_keeps_of_a_block_is_counted_exactly(heads, dtype):
     assert kept_by_block(m, dtype.itemsize, fused=False) == kept_by_autograd(m, dtype)
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_the_preflight_is_within_15_percent_of_the_measured_peak(name):
+@pytest.fixture(scope="module")
+def measured() -> dict[str, dict]:
+    """Peak bytes of every shape by phase, in a process of their own: this file's `main`."""
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("peak resident memory by phase is read from Linux's /proc")
-    command = [sys.executable, __file__, name]
-    done = subprocess.run(command, env=ENV, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
+    done = subprocess.run(
+        [sys.executable, __file__], env=ENV, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_preflight_is_near_the_measured_peak(name, measured):
+    """Within 8 %: what the libraries have for themselves, 5 MB or so of some 150.  It sees a second
+    copy of a wide matrix or of the logits.  bf16 on a CPU has buffers of its own on top."""
     m, c = SHAPES[name]
-    expected = peaks(preflight(m, c))
+    found, expected = measured[name], peaks(preflight(m, c))
     print(f"\n{name:28s}{'predicted':>12s}{'measured':>12s}")
     for phase in expected:
         mib = (f"{x[phase] / 2**20:8.1f} MiB" for x in (expected, found))
         print(f"{phase:28s}", *mib, f"{expected[phase] / found[phase] - 1:+8.1%}", sep="")
-    assert max(found["rollout"], found["update"]) > 240 * 2**20  # large beside any noise
-    # bf16 on a CPU has the library's own buffers on top; 8% sees a second copy of a wide matrix
-    tolerance = 0.15 if c.dtype == "bfloat16" else 0.08
+    assert max(found["rollout"], found["update"]) > 150 * 2**20  # large beside any noise
     for phase in expected:
-        assert abs(expected[phase] / found[phase] - 1) < tolerance, phase
+        most = 0.15 if c.dtype == "bfloat16" else 0.08
+        assert abs(expected[phase] / found[phase] - 1) < most, phase
 
 
 # ------------------------------------------------------------------ the count
@@ -120,6 +138,20 @@ def test_recompute_keeps_the_blocks_inputs_alone():
     assert whole["activations"] == 28 * 8192 * kept_by_block(m, 2, True)
     assert peaks(parts)["update"] < peaks(whole)["update"]
     assert peaks(parts)["rollout"] == peaks(whole)["rollout"]
+
+
+def test_a_decode_step_and_drawing_in_closed_form():
+    """The largest of prefill, of attention's scores and their softmax, and of the logits."""
+    m, c = (
+        Shape(64, 1, 16, 1, 4, 64, vocab_size=64),
+        Config(rows=100, max_new=900, prompts=50, group=2),
+    )
+    parts = preflight(m, c, longest=100)
+    assert parts["decoding"] == 100 * 4 * (64 + 2 * 16 * 1000)
+    wide = preflight(replace(m, vocab_size=10**5), c, longest=100)
+    assert wide["decoding"] == 100 * 10**5 * 16
+    sgd = preflight(m, replace(c, optimizer="sgd"), longest=100)
+    assert sgd == parts | dict(optimizer=0) and parts["optimizer"] == 2 * parts["weights"]
 
 
 def test_measuring_may_sample_more_at_once_than_a_step():
@@ -208,27 +240,47 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_written(tmp_path, m
     assert not Path("here").exists() and "Traceback" not in said.err
 
 
-def test_room_is_what_linux_says():
-    if not Path("/proc/meminfo").exists():
-        pytest.skip("only Linux says so")
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="only Linux says so")
+def test_room_is_what_linux_says_or_the_container(monkeypatch):
+    monkeypatch.setattr(memory, "container", lambda folder: (math.inf, 0.0))
     free, total = memory.room(CPU)
     assert total == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < free <= total
     block = torch.ones(2**26)  # 256 MiB: what this process holds already is its own
     assert memory.room(CPU)[0] > free - block.nbytes // 2
+    del block
+    monkeypatch.setattr(memory, "container", lambda folder: (3 * GIB, 2.5 * GIB))
+    mine = memory.room(CPU)[0] - GIB / 2  # of the half that is left, and of what is its own
+    assert memory.room(CPU)[1] == 3 * GIB and 0 < mine < 2 * GIB
+
+
+def test_a_containers_limit_is_read_in_both_versions(tmp_path):
+    """A run that fits the machine was started in a container that ends it."""
+    files = {"memory.max": "4096", "memory.current": "3000", "memory.stat": "inactive_file 1000"}
+    old = {
+        "memory/memory.limit_in_bytes": "4096", "memory/memory.usage_in_bytes": "3000",
+        "memory/memory.stat": "total_cache 5\ntotal_inactive_file 500",
+    }  # fmt: skip
+    for name, texts, found in (("2", files, (4096, 2000)), ("1", old, (4096, 2500))):
+        for file, text in texts.items():
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / file).write_text(text + "\n")
+        assert memory.container(tmp_path / name) == found
+    (tmp_path / "2/memory.max").write_text("max\n")
+    assert memory.container(tmp_path / "2") == (math.inf, 2000)
+    assert memory.container(tmp_path / "none") == (math.inf, 0)
 
 
 def test_the_benchmark_prints_a_table_of_a_named_size():
     argv = "--size tiny --prompts 2 --group 2 --updates 1 --max-prompt 4 --max-new 8 --device cpu"
     command = [sys.executable, "bench/memory.py", *argv.split()]
-    done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, check=True)
-    rows = [x.split("|")[1:-1] for x in done.stdout.splitlines() if x.startswith("|")]
+    out = subprocess.check_output(command, cwd=ROOT, env=ENV, text=True, timeout=PATIENCE)
+    rows = [x.split("|")[1:-1] for x in out.splitlines() if x.startswith("|")]
     assert [x[0].strip() for x in rows] == ["phase", "---", "rollout", "update"]
     assert {len(x) for x in rows} == {5} and all(float(x[1]) > 0 for x in rows[2:])
-    assert float(re.search(r"max \|dlogp\| (\S+)", done.stdout)[1]) < 1e-4
+    assert float(re.search(r"max \|dlogp\| (\S+)", out)[1]) < 1e-4
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    m, c = SHAPES[sys.argv[1]]
-    print(json.dumps(bench.measure(m, c, c.max_prompt, CPU)))
+    print(json.dumps({k: bench.measure(m, c, c.max_prompt, CPU) for k, (m, c) in SHAPES.items()}))

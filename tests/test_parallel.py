@@ -73,16 +73,10 @@ def test_nobody_keeps_nothing():
     assert alone.total(1, 2.5) == [1, 2.5] and alone.any(True) and not alone.any(False)
 
 
-@pytest.mark.parametrize(
-    "budget, parts",
-    [
-        (1, [[2], [0], [4], [1], [3]]),
-        (7, [[2], [0], [4, 1, 3]]),
-        (8, [[2], [0, 4], [1, 3]]),
-        (12, [[2, 0], [4, 1, 3]]),
-        (19, [[2, 0, 4, 1, 3]]),
-    ],
-)
+@pytest.mark.parametrize("budget, parts", [
+    (1, [[2], [0], [4], [1], [3]]), (7, [[2], [0], [4, 1, 3]]), (8, [[2], [0, 4], [1, 3]]),
+    (12, [[2, 0], [4, 1, 3]]), (19, [[2, 0, 4, 1, 3]]),
+])  # fmt: skip
 def test_micro_batches_are_full_and_the_longest_come_first(budget, parts):
     """Samples of 5, 2, 7, 2 and 3 tokens; equally long ones in their order."""
     assert microbatches([5, 2, 7, 2, 3], range(5), budget) == (parts, len(parts))

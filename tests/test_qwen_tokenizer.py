@@ -431,8 +431,7 @@ SEQUENCE = ("pre_tokenizer", "pretokenizers")
 TEMPLATE = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x", "type_id": 0}}]}
 WRONG = {
     "model is 'Unigram'": change("model", type="Unigram"),
-    "model is 'WordPiece'": change("model", type="WordPiece"),
-    "model is None": change(model=None),
+    "model is 'WordPiece'": change("model", type="WordPiece"), "model is None": change(model=None),
     "model is None ": change(model=[1]),
     "byte_fallback is not supported": change("model", byte_fallback=True),
     "dropout is not supported": change("model", dropout=0.1),
@@ -466,8 +465,7 @@ WRONG = {
     "merges are no list ": change("model", merges=None),
     "no merge makes": lambda w: w["model"]["merges"].pop(),
     "merge 1, .* has an unknown token": lambda w: w["model"]["merges"].insert(0, ["a", "漢"]),
-    "merge 2, .* makes id 256: ids must": twice,
-    "merge .* ids must follow merge order": swap_ids,
+    "merge 2, .* makes id 256: ids must": twice, "merge .* ids must follow merge order": swap_ids,
     "merge 1, .* ids must follow merge order": later_parts,
     "merge 2, .* is never made": unreachable,
     "merge 1, .* is no pair": lambda w: w["model"]["merges"].insert(0, "a b c"),
@@ -520,12 +518,11 @@ def test_a_missing_single_byte_is_refused(tmp_path):
 BROKEN = {
     "is no JSON at character 0: Expecting value": b"",
     "is no JSON at character 51: ": b'{"model": {"type": "BPE", "vocab": {"!": 0, "\\"": 1',
-    "is no JSON at character 2: Extra data": b"{}{}",
-    "is not UTF-8 at byte 2": b'{"\xff": 1}',
+    "is no JSON at character 2: Extra data": b"{}{}", "is not UTF-8 at byte 2": b'{"\xff": 1}',
     "is nested too deep": b"[" * 200_000,
     "a name stands twice": b'{"model": {"vocab": {"a": 0, "a": 1}}}',
     "4300 digits": b'{"a": ' + b"9" * 10_000 + b"}",
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ("tokenizer.json", "vocab.json", "tokenizer_config.json"))
@@ -564,21 +561,17 @@ def test_missing_and_oversized_files_are_refused(folder, tmp_path):
     refused(tmp_path, "tokenizer.json", "Is a directory")
 
 
-@pytest.mark.parametrize(
-    "message, new",
-    (
-        ("is 'GPT2Tokenizer', not 'Qwen2Tokenizer'", {"tokenizer_class": "GPT2Tokenizer"}),
-        ("is None, not 'Qwen2Tokenizer'", {"tokenizer_class": None}),
-        ("without a prefix space", {"add_prefix_space": True}),
-        ("eos_token is missing", {"eos_token": None}),
-        ("eos_token is missing", {"eos_token": 5258}),
-        ("'<x>', to end a text, is no special token", {"eos_token": "<x>"}),
-        ("'<think>', to end a text, is no special token", {"eos_token": "<think>"}),
-        ("added_tokens_decoder is missing", {"added_tokens_decoder": None}),
-        ("added token '5' is no object", {"added_tokens_decoder": {"5": 1}}),
-        ("added token 'x' has no integer", {"added_tokens_decoder": {"x": {"content": "<x>"}}}),
-    ),
-)
+@pytest.mark.parametrize("message, new", (
+    ("is 'GPT2Tokenizer', not 'Qwen2Tokenizer'", {"tokenizer_class": "GPT2Tokenizer"}),
+    ("is None, not 'Qwen2Tokenizer'", {"tokenizer_class": None}),
+    ("without a prefix space", {"add_prefix_space": True}),
+    ("eos_token is missing", {"eos_token": None}), ("eos_token is missing", {"eos_token": 5258}),
+    ("'<x>', to end a text, is no special token", {"eos_token": "<x>"}),
+    ("'<think>', to end a text, is no special token", {"eos_token": "<think>"}),
+    ("added_tokens_decoder is missing", {"added_tokens_decoder": None}),
+    ("added token '5' is no object", {"added_tokens_decoder": {"5": 1}}),
+    ("added token 'x' has no integer", {"added_tokens_decoder": {"x": {"content": "<x>"}}}),
+))  # fmt: skip
 def test_a_wrong_tokenizer_config_is_refused(message, new, folder, tmp_path):
     copy(folder, tmp_path, "vocab.json", "merges.txt")
     config = json.loads((folder / "tokenizer_config.json").read_text()) | new

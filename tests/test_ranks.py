@@ -5,8 +5,10 @@ The tests start `torchrun` on this very file; `work` below is what each process 
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -19,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import parallel  # noqa: E402
 from fork_gpt import Config, update  # noqa: E402
-from infra import files, weights  # noqa: E402
+from infra import checkpoint, files  # noqa: E402
 from model import Shape, Transformer  # noqa: E402
 from rollout import Rollout, Sampling, generate  # noqa: E402
 from tasks.pretrain import make_optimizer  # noqa: E402
@@ -146,7 +148,7 @@ def check_checkpoints(ranks: parallel.Ranks, folder: Path, last: str, name: str)
     model = parallel.place_weights(whole, torch.float64) if ranks.mesh else whole
     optimizer = make_optimizer(parallel.masters(model), 1e-2, 0.1, 0.999)
     wrong, held = [], parallel.held(model, optimizer)
-    more = weights.load_checkpoint(folder / last / "000001", held) if last else dict(steps=0)
+    more = checkpoint.load(folder / last / "000001", held) if last else dict(steps=0)
     for p in optimizer.state.values():
         p["step"].fill_(more["steps"])
     if last:
@@ -160,7 +162,7 @@ def check_checkpoints(ranks: parallel.Ranks, folder: Path, last: str, name: str)
     parallel.clip_gradients(model, 1.0)
     optimizer.step()
     steps = dict(steps=more["steps"] + 1)
-    weights.save_checkpoint(folder / name, 1, held, steps, ranks.number, ranks.wait)
+    checkpoint.save(folder / name, 1, held, steps, ranks.number, ranks.wait)
     everything = {}  # in one piece, for the next layout to compare with
     for kind in ("weight", "exp_avg", "exp_avg_sq"):
         parts = [x.clone() for k, (_, x) in held.items() if k.split()[0] == kind]
@@ -228,3 +230,78 @@ def test_every_layout_equals_one_process(n, tps, tmp_path):
     assert p.returncode == 0, out
     for rank in range(n):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == [], rank
+
+
+FAULTS = """
+import os, signal, sys
+import fork_gpt, parallel, torch
+from infra import watch
+
+kind, rank, at = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+watch.SILENCE, whole, save, calls = 8.0, fork_gpt.update, torch.save, 0
+
+def update(model, *args, **more):
+    global calls
+    calls += 1
+    if calls == at and int(os.environ["RANK"]) == rank:
+        if kind in ("KILL", "TERM"):
+            os.kill(os.getpid(), getattr(signal, "SIG" + kind))
+        if kind == "bug":
+            raise RuntimeError("a bug here")
+        if kind == "nan":
+            parallel.masters(model)[3].data.fill_(float("nan"))
+    return whole(model, *args, **more)
+
+def full(state, file, *args, **more):
+    if kind == "disk" and int(os.environ["RANK"]) == rank and "tensors" in state:
+        raise OSError(28, "No space left on device")
+    save(state, file, *args, **more)
+
+fork_gpt.update, torch.save = update, full
+sys.exit(fork_gpt.main(sys.argv[4:]))
+"""
+SMALL = "--n-numbers 2 --max-number 6 --max-value 12 --pretrain-steps 120 --prompts 4 --group 4 "
+SMALL += "--max-new 24 --overlong 8 --eval-k 1 --eval-every 3 --save-every 1 --seed 5 --steps 4"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run of two processes that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    p = torchrun(2, ROOT / "fork_gpt.py", *SMALL.split(), "--out", "runs/x", cwd=folder)
+    out = p.communicate(timeout=300)[0]
+    assert p.returncode == 0, out
+    assert out.count("base model, test split") == 1, "one voice"
+    return folder
+
+
+@pytest.mark.parametrize(
+    "kind, rank, says",
+    [
+        ("KILL", 0, "rank 0: gave no sign of life"),
+        ("KILL", 1, "rank 1: gave no sign of life"),
+        ("bug", 1, "rank 1: RuntimeError: a bug here"),
+        ("nan", 1, "are not finite|: not finite"),
+        ("disk", 0, "rank 0: cannot write .*No space left on device; what was there is untouched"),
+        ("TERM", 1, "stopped; to continue: torchrun --nproc-per-node 2"),
+    ],
+)
+def test_what_ends_one_ends_all(kind, rank, says, whole, tmp_path):
+    """Never a hang, one line that says which rank and why; the same command then ends with the
+    weights of a run that nothing disturbed."""
+    (tmp_path / "faults.py").write_text(FAULTS)
+    (tmp_path / "runs").mkdir()
+    for base in (whole / "runs").glob("base-*"):
+        (tmp_path / "runs" / base.name).symlink_to(base)
+    flags = [*SMALL.split(), "--out", "runs/x"]
+    start = time.monotonic()
+    p = torchrun(2, "faults.py", kind, rank, 3, *flags, cwd=tmp_path)
+    out = p.communicate(timeout=120)[0]
+    assert p.returncode != 0 and time.monotonic() - start < 60, out
+    lines = [x for x in out.splitlines() if x.startswith("fork_gpt: ") or "stopped; to" in x]
+    assert len(lines) == 1 and re.search(says, lines[0]), out
+    if (kind, rank) in (("KILL", 1), ("TERM", 1)):
+        p = torchrun(2, ROOT / "fork_gpt.py", *flags, cwd=tmp_path)
+        assert p.wait(timeout=300) == 0
+        a, b = (torch.load(f / "runs/x/model.pt")["weights"] for f in (whole, tmp_path))
+        assert all(torch.equal(a[k], b[k]) for k in a)

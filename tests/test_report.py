@@ -345,17 +345,13 @@ def arms(**ends: tuple[float, float]) -> list[dict]:
     return [dict(name=k, keep=k, rho=0.2, flags="", test=t) for k, t in tests.items()]
 
 
-@pytest.mark.parametrize(
-    "top, other, word",
-    [
-        ((0.71, 0.77), (0.6, 0.7), report.HOLDS),
-        ((0.5, 0.55), (0.6, 0.7), report.FAILS),
-        ((0.6, 0.7), (0.65, 0.75), report.UNCLEAR),
-        ((0.7, 0.8), (0.6, 0.7), report.UNCLEAR),  # they touch: a tie is no difference
-        ((0.7, 0.7), (0.7, 0.7), report.UNCLEAR),
-        ((0.0, 0.0), (0.0, 0.0), report.UNTESTED),  # nothing was right
-    ],
-)
+@pytest.mark.parametrize("top, other, word", [
+    ((0.71, 0.77), (0.6, 0.7), report.HOLDS), ((0.5, 0.55), (0.6, 0.7), report.FAILS),
+    ((0.6, 0.7), (0.65, 0.75), report.UNCLEAR),
+    ((0.7, 0.8), (0.6, 0.7), report.UNCLEAR),  # they touch: a tie is no difference
+    ((0.7, 0.7), (0.7, 0.7), report.UNCLEAR),
+    ((0.0, 0.0), (0.0, 0.0), report.UNTESTED),  # nothing was right
+])  # fmt: skip
 def test_a_verdict_follows_the_intervals(data, top, other, word):
     assert verdict("top_beats_all", data, arms=arms(top=top, all=other)) == word
     assert verdict("top_beats_random", data, arms=arms(top=top, random=other)) == word
@@ -568,18 +564,11 @@ def test_a_folder_of_arms_alone_is_a_page(tmp_path, data):
     assert "random 20%" in page and (tmp_path / "figures" / "arms_cpu.svg").exists()
 
 
-@pytest.mark.parametrize(
-    "key, changed",
-    [
-        ("training", dict(step=[])),
-        ("tokens", dict(base=dict(highest=[], lowest=[]))),
-        ("during", dict(bins=[])),
-        ("comparison", dict(arms=[])),
-        ("causal", dict(deciles=[])),
-        ("two_temperature", dict(fork=[])),
-        ("sparsity", dict(layers=[])),
-    ],
-)
+@pytest.mark.parametrize("key, changed", [
+    ("training", dict(step=[])), ("tokens", dict(base=dict(highest=[], lowest=[]))),
+    ("during", dict(bins=[])), ("comparison", dict(arms=[])), ("causal", dict(deciles=[])),
+    ("two_temperature", dict(fork=[])), ("sparsity", dict(layers=[])),
+])  # fmt: skip
 def test_an_empty_list_is_a_missing_section(tmp_path, data, key, changed):
     page = report.write(save(tmp_path, data | {key: data[key] | changed})).read_text()
     assert page.count("Missing.") == 1 and f"of data/{key}.json is empty" in page

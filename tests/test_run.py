@@ -35,7 +35,7 @@ def metrics(folder: Path) -> list[dict]:
 
 def checkpoint(folder: Path) -> dict:
     """The last one of one process: {what, name -> tensor}, and its other numbers."""
-    path = weights.checkpoints(folder / "checkpoints")[-1]
+    path = checkpoint.found(folder / "checkpoints")[-1]
     saved = weights.load(path / "00000.pt")
     return {name: t for name, (_, _, t) in saved["tensors"].items()} | saved["more"]
 
@@ -153,7 +153,7 @@ def test_killed_between_checkpoints_it_resumes_bit_for_bit(whole, tmp_path):
         line = [sys.executable, "-c", DIE, str(at), *flags]
         done = subprocess.run(line, cwd=tmp_path, capture_output=True, timeout=PATIENCE)
         assert done.returncode in (-signal.SIGKILL, 0), done.stderr.decode()
-        kept = [int(p.name) for p in weights.checkpoints(out / "checkpoints")]
+        kept = [int(p.name) for p in checkpoint.found(out / "checkpoints")]
         logged.append((len(metrics(out)), kept[-1:]))
         with open(out / "metrics.jsonl", "a") as f:
             f.write('{"step": 99, "rew' if done.returncode else "")
@@ -357,15 +357,11 @@ def test_a_checkpoint_of_another_shape(copied, whole, capsys):
         assert f"000006 does not belong to this configuration: see {name}" in said
 
 
-@pytest.mark.parametrize(
-    "bad, words",
-    [
-        (dict(kl_coef=0.1), "kl_coef"),
-        (dict(keep="foo"), "--keep 'foo'"),  # argparse does not see a config.json: it was bottom
-        (dict(steps="7"), "--steps '7'"),
-        ("[", "y/config.json"),
-    ],
-)
+@pytest.mark.parametrize("bad, words", [
+    (dict(kl_coef=0.1), "kl_coef"),
+    (dict(keep="foo"), "--keep 'foo'"),  # argparse does not see a config.json: it was bottom
+    (dict(steps="7"), "--steps '7'"), ("[", "y/config.json"),
+])  # fmt: skip
 def test_a_config_with_an_unread_key_or_a_wrong_value(copied, capsys, bad, words):
     path = copied / "config.json"
     text = bad if bad == "[" else json.dumps(json.loads(path.read_text()) | bad)

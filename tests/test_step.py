@@ -21,6 +21,7 @@ import fork_gpt
 from fork_gpt import Config
 from infra.files import Clock
 from model import Shape, Transformer
+from tasks.countdown import KINDS
 
 EOS, G = 0, 4
 
@@ -36,6 +37,9 @@ class Sums:
 
     def reward(self, problem: int, text: str) -> float:
         return float(sum(map(int, text.split())) % 3 == problem % 3)
+
+    def kinds(self, ids: list[int]) -> list[int]:
+        return [i % 3 for i in ids]
 
 
 # ---------------------------------------------------------------------- small things
@@ -55,6 +59,8 @@ class Memory:
     """What a step leaves to the next."""
 
     model: Transformer
+    base: Transformer  # as it was before the first step
+    step: int = 0
     n_updates: int = 0
     position: int = 0  # in the endless order of problems
     moments: dict = field(default_factory=dict)  # AdamW's: name -> (m, v)
@@ -82,11 +88,6 @@ def seed_of(*names) -> int:
 def fp32(x: float) -> float:
     """What the sampler notes is rounded, and so is what the threshold compares."""
     return torch.tensor(x, dtype=torch.float64).float().item()
-
-
-def count(rho: float, n: int) -> int:
-    """ceil(rho n) of the decimal number that rho is."""
-    return math.ceil(Fraction(str(rho)) * n)
 
 
 def log_softmax(model: Transformer, ids: list[int], T: float) -> torch.Tensor:
@@ -147,6 +148,12 @@ def slow_step(memory: Memory, world: Sums, problems: list, c: Config) -> tuple[d
         for s, r in zip(samples[k : k + G], rewards[k : k + G], strict=True):
             s.advantage = (r - mean) / (std + 1e-6)
 
+    # The share may move to c.rho_end over half of the steps.
+    rho = Fraction(str(c.rho))
+    if c.rho_end:
+        rho += min(1, Fraction(2 * memory.step, c.steps)) * (Fraction(str(c.rho_end)) - rho)
+    memory.step += 1
+
     # Each response token has a number, by which tokens that tie are ordered.
     number = {}
     for s in samples:
@@ -162,6 +169,10 @@ def slow_step(memory: Memory, world: Sums, problems: list, c: Config) -> tuple[d
         now = {id(s): log_softmax(model, s.prompt + s.ids, c.temperature) for s in mine}
         rows = [now[id(s)][len(s.prompt) - 1 + t] for s, t in tokens]  # predict the tokens
 
+        # Any constant is as good a baseline: the one whose mean over the tokens is 0.
+        middle = sum(s.advantage * len(s.ids) for s in mine) / len(tokens)
+        A_of = {id(s): s.advantage - middle * (c.centre == "tokens") for s in mine}
+
         # Micro-batches: as many samples as fit into c.microbatch tokens, one at least.
         parts, room = [], 0
         for s in mine:
@@ -173,24 +184,29 @@ def slow_step(memory: Memory, world: Sums, problems: list, c: Config) -> tuple[d
 
         # The entropies that rank: the policy's, which at the first update still is the sampler.
         h = [s.h[t] for s, t in tokens]
-        if u > 0 and c.entropy == "current" and c.keep in ("top", "bottom"):
+        if c.keep in ("top", "bottom") and c.entropy == "base":
+            first = {id(s): log_softmax(memory.base, s.prompt + s.ids, c.temperature) for s in mine}
+            h = [fp32(entropy(first[id(s)][len(s.prompt) - 1 + t])) for s, t in tokens]
+        elif c.keep in ("top", "bottom") and c.entropy == "current" and u > 0:
             h = [fp32(entropy(row)) for row in rows]
 
         # The mask: the ceil(rho N) highest of each pool, the lowest numbers of those that tie.
         generator = torch.Generator().manual_seed(seed_of(c.seed, "lots", memory.n_updates))
         lots = torch.rand(len(number), generator=generator).tolist()
         at = [number[id(s), t] for s, t in tokens]
+        kind = [KINDS[world.kinds(s.ids)[t]] for s, t in tokens]
         by = [fp32(lots[n]) for n in at] if c.keep == "random" else h
         kept = []
         for pool in parts if c.pool == "microbatch" else [range(len(tokens))]:
-            ranked, k = sorted(pool, key=lambda i: (-by[i], at[i])), count(c.rho, len(pool))
-            kept += dict(top=ranked[:k], random=ranked[:k], bottom=ranked[k:], all=ranked)[c.keep]
+            ranked, k = sorted(pool, key=lambda i: (-by[i], at[i])), math.ceil(rho * len(pool))
+            modes = dict(top=ranked[:k], random=ranked[:k], bottom=ranked[k:], all=ranked)
+            kept += modes.get(c.keep, [i for i in pool if kind[i] == c.keep])
             taus.append(by[ranked[k - 1]] if c.keep in ("top", "bottom") else 0.0)
 
         # J = 1/N_kept  sum over the kept tokens of  min(r A, clip(r, 1 - low, 1 + high) A).
         J = 0.0
         for i in kept:
-            (s, t), A = tokens[i], tokens[i][0].advantage
+            (s, t), A = tokens[i], A_of[id(tokens[i][0])]
             r = (rows[i][s.ids[t]] - s.old[t]).clamp(-20, 20).exp()
             term = torch.minimum(r * A, r.clamp(1 - c.clip_low, 1 + c.clip_high) * A)
             if c.dual_clip and A < 0:
@@ -217,11 +233,12 @@ def slow_step(memory: Memory, world: Sums, problems: list, c: Config) -> tuple[d
 
         # For the log.
         gradients.append(found)
-        wide, k = sorted(range(len(h)), key=lambda i: (-h[i], at[i])), count(c.rho, len(h))
+        wide, k = sorted(range(len(h)), key=lambda i: (-h[i], at[i])), math.ceil(rho * len(h))
         wide = set(wide[:k] if c.keep == "top" else wide[k:])  # if the pool were the mini-batch
         total.update(loss=-J.item(), norm=norm, n=len(tokens))
         total.update(kept=len(kept), h=sum(h), h_kept=sum(h[i] for i in kept))
-        total.update(shared=len(wide & set(kept)))
+        total.update(shared=len(wide & set(kept)), decided=kind.count("decisions"))
+        total.update(hit=sum(kind[i] == "decisions" for i in kept))
         if u == 0:  # policy and sampler are one; looked at on the longest answers
             gaps = (abs(rows[i][s.ids[t]] - s.old[t]) for i, (s, t) in enumerate(tokens))
             total["gap"] = max(gap.item() for gap in list(gaps)[: len(parts[0])])
@@ -247,6 +264,21 @@ def slow_step(memory: Memory, world: Sums, problems: list, c: Config) -> tuple[d
     )
     if c.pool == "microbatch" and c.keep in ("top", "bottom"):
         line["pool_overlap"] = total["shared"] / max(kept, 1)
+
+    # By kind of token, of the first 16 responses: entropy, and how far the policy has moved.
+    line |= dict(
+        precision=total["hit"] / max(kept, 1), recall=total["hit"] / max(total["decided"], 1)
+    )
+    found = []
+    for s in samples[:16]:
+        new = log_softmax(model, s.prompt + s.ids, c.temperature).detach()[len(s.prompt) - 1 :]
+        gaps = [new[t, i].item() - s.old[t] for t, i in enumerate(s.ids)]
+        kl = [math.exp(gap) - 1 - gap for gap in gaps]
+        found += zip(world.kinds(s.ids), s.h, kl, strict=True)
+    for i, name in enumerate(KINDS):
+        mine = [(h, kl) for kind, h, kl in found if kind == i]
+        line[f"entropy_{name}"] = sum(h for h, _ in mine) / max(len(mine), 1)
+        line[f"kl_{name}"] = sum(kl for _, kl in mine) / len(found)
     return line, gradients
 
 
@@ -264,6 +296,8 @@ CASES = {
     "all, huge learning rate": dict(keep="all", lr=1.5, updates=3, dual_clip=3.0, grad_clip=0.1),
     "bottom": dict(keep="bottom", updates=2, entropy="rollout", clip_high=0.05, clip_low=0.02),
     "bottom of each micro-batch": dict(keep="bottom", pool="microbatch", updates=2, prompts=4),
+    "base's entropies, a share that moves": dict(entropy="base", rho_end=0.6, steps=4, updates=2),
+    "tokens of a kind, centred": dict(keep="decisions", centre="tokens", updates=2, grad_clip=9.0),
     "random": dict(keep="random", updates=2, optimizer="sgd", lr=0.3, grad_clip=0.5),
     "uneven groups": dict(updates=4, prompts=6, normalize="all", beta2=0.9, weight_decay=2.0),
     "no group is mixed": dict(prompts=2, temperature=0.02),
@@ -293,7 +327,7 @@ def test_a_step_is_the_slow_step(case, fp64, monkeypatch):
     c = replace(BASE, **CASES[case])
     model = random_model(Shape(16, 1, 2, 1, 8, 24, 12, rope_theta=1e4))
     state = fork_gpt.begin(deepcopy(model), PROBLEMS, replace(c, dtype="float64"), Clock())
-    memory = Memory(model)
+    memory = Memory(model, deepcopy(model))
     for n in (1, 2):
         line, gradients = fast_step(state, c, monkeypatch)
         want, expected = slow_step(memory, Sums(), PROBLEMS, c)

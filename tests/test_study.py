@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from common import all_logits, config, save_small, seeded
+from common import all_logits, config, rounding, save_small, seeded
 
 import fork_gpt
 from infra import files, weights
@@ -18,12 +18,13 @@ from model import Shape, Transformer, entropy_of
 from rollout import Rollout, Sampling, generate
 from study import findings as study
 from study import report
-from study.findings import Flags, Missing, Run
+from study.findings import Flags, Run
+from study.stats import deciles, spearman
 from tasks import ask, pretrain
 from tasks.ask import describe, distribution, entropy_by_token, interval, measure
 from tasks.countdown import Countdown
 
-THREE = fork_gpt.Config(eval_k=3, max_new=10)  # samples per problem
+# ---------------------------------------------------------------------- what was sampled, in words
 
 
 def test_distribution_by_hand():
@@ -39,28 +40,22 @@ def test_entropy_by_token_against_a_loop():
     rng = random.Random(0)
     tokens = [rng.choice([3, 5, 5, 5, 9, 9]) for _ in range(500)] + [7] * 5
     entropy = [rng.random() for _ in tokens]
-    got = entropy_by_token(torch.tensor(tokens), torch.tensor(entropy), floor=5)
     slow = []
-    for t in {3, 5, 9}:
+    for t in {3, 5, 9}:  # 7 is too rare
         mine = [h for i, h in zip(tokens, entropy, strict=True) if i == t]
-        slow.append((t, sum(mine) / len(mine), len(mine)))
-    slow.sort(key=lambda row: -row[1])
-    assert [(i, n) for i, _, n in got] == [(i, n) for i, _, n in slow]  # 7 is too rare
-    assert [h for _, h, _ in got] == pytest.approx([h for _, h, _ in slow], rel=1e-6)
+        slow.append((t, pytest.approx(sum(mine) / len(mine), rel=1e-6), len(mine)))
+    slow.sort(key=lambda row: -row[1].expected)
+    assert entropy_by_token(torch.tensor(tokens), torch.tensor(entropy), floor=5) == slow
 
 
 def slow_interval(values: list[float], clusters: list) -> tuple[float, float]:
     """Means of 2,000 draws of as many clusters as there are, every problem of a drawn one."""
     pairs, means = list(zip(values, clusters, strict=True)), []
-    groups = [[v for v, d in pairs if d == c] for c in unique(clusters)]
+    groups = [[v for v, d in pairs if d == c] for c in dict.fromkeys(clusters)]
     for draw in np.random.default_rng(0).integers(0, len(groups), (2000, len(groups))):
         drawn = [v for i in draw for v in groups[i]]
         means.append(sum(drawn) / len(drawn))
     return tuple(np.percentile(means, (2.5, 97.5)))
-
-
-def unique(things: list) -> list:
-    return list(dict.fromkeys(things))
 
 
 def test_the_interval_draws_whole_clusters():
@@ -73,61 +68,45 @@ def test_the_interval_draws_whole_clusters():
     low, high = interval(values, range(90))
     assert np.diff(interval(values, clusters))[0] > 1.5 * (high - low)
     assert interval([0.25], ["a"]) == (0.25, 0.25)
-
-
-def test_interval_against_a_plain_bootstrap():
-    rng = random.Random(1)
+    # each a cluster of its own, against the normal approximation of a mean
     values = [rng.random() < 0.3 for _ in range(200)]
-    means = sorted(sum(rng.choices(values, k=200)) / 200 for _ in range(4000))
-    low, high = interval(values, range(200))  # each a cluster of its own
-    assert low == pytest.approx(means[100], abs=0.012)
-    assert high == pytest.approx(means[3900], abs=0.012)
-    # and against the normal approximation of a mean
-    se = math.sqrt(0.3 * 0.7 / 200)
-    assert high - low == pytest.approx(2 * 1.96 * se, rel=0.15)
-
-
-def test_measure_and_describe():
-    world = Countdown(2, 6, "+-*", 12)
-    tokenizer, problems = world.tokenizer(), world.splits()["val"]
-    model = Transformer(Shape(32, 1, 2, 1, 16, 64, vocab_size=tokenizer.n_vocab)).init_weights()
-    found, samples = measure(model, world, problems, THREE)
-    assert found == measure(model, world, problems, THREE)[0]  # always the same seed
-    assert len(samples.finished) == 3 * len(problems)
-    assert found["truncated"] == pytest.approx(1 - samples.finished.float().mean().item())
-    text = describe("title", found, samples, tokenizer, floor=0)
-    assert text.startswith("title") and "95% interval" in text and "most forking" in text
+    low, high = interval(values, range(200))
+    assert high - low == pytest.approx(2 * 1.96 * math.sqrt(0.3 * 0.7 / 200), rel=0.15)
 
 
 def test_measure_grades_each_sample_against_its_own_problem(monkeypatch):
-    """Sample b answers problem b // k: any other order still gives plausible accuracies."""
+    """Sample b answers problem b // k: any other order still gives plausible accuracies.  And the
+    random numbers are always the same ones."""
     world = Countdown(2, 6, "+-*", 12)
     tokenizer, problems = world.tokenizer(), world.splits()["train"][:20]
+    model = Transformer(Shape(32, 1, 2, 1, 16, 64, tokenizer.n_vocab)).init_weights(seeded())
+    three = fork_gpt.Config(eval_k=3, max_new=10)
+    found, samples = measure(model, world, problems, three)
+    assert found == measure(model, world, problems, replace(three, seed=7))[0]
+    assert len(samples.finished) == 60 and 0 < found["truncated"] < 1
+    assert found["truncated"] == pytest.approx(1 - samples.finished.float().mean().item())
 
     def answered(model, prompts, k, *args, **kw):
         texts = []
         for i, p in enumerate(problems):
-            right = next(
-                f"answer {a} {op} {b} ." for a, op, b, c, _ in world.moves(p.numbers) if c == p.goal
-            )
+            moves = (m for m in world.moves(p.numbers) if m[3] == p.goal)
+            right = "answer {} {} {} .".format(*next(moves)[:3])
             texts += [right] * (i % (k + 1)) + ["stop ."] * (k - i % (k + 1))
         ids = [tokenizer.encode(t) for t in texts]
         tokens = torch.tensor([t for x in ids for t in x])
         cu = torch.tensor([0, *map(len, ids)]).cumsum(0).int()
-        zero = torch.zeros(len(tokens))
-        on = torch.ones(len(tokens), dtype=torch.bool)
+        zero, on = torch.zeros(len(tokens)), torch.ones(len(tokens), dtype=torch.bool)
         return Rollout(tokens, cu, on, zero, zero, torch.ones(len(ids), dtype=torch.bool))
 
     monkeypatch.setattr(ask, "generate", answered)
-    model = Transformer(Shape(32, 1, 2, 1, 16, 64, vocab_size=tokenizer.n_vocab))
-    found, samples = measure(model, world, problems, THREE)
+    found, samples = measure(model, world, problems, three)
     assert found["accuracy"] == pytest.approx(sum(i % 4 for i in range(20)) / 60)
     # over sets of numbers: not over problems, and not over samples
     values, sets = [i % 4 / 3 for i in range(20)], [p.numbers for p in problems]
-    assert len(unique(sets)) < 20
-    assert found["interval"] == pytest.approx(slow_interval(values, sets))
-    assert found["truncated"] == 0
-    words = re.findall(r"least forking   (.*)", describe("t", found, samples, tokenizer, floor=0))
+    assert len(set(sets)) < 20 and found["interval"] == pytest.approx(slow_interval(values, sets))
+    text = describe("title", found, samples, tokenizer, floor=0)
+    assert text.startswith("title") and "95% interval" in text and "most forking" in text
+    words = re.findall(r"least forking   (.*)", text)
     assert "answer 0.000" in words[0] or "stop 0.000" in words[0]
 
 
@@ -137,8 +116,7 @@ def test_measure_grades_each_sample_against_its_own_problem(monkeypatch):
 def test_histogram_of_known_entropies():
     logits = torch.zeros(8, 4)  # four equally likely tokens: ln 4 nats
     logits[3:, 0] = 1e4  # a certain one: 0
-    h = entropy_of(logits.log_softmax(-1))
-    got = study.histogram(h, math.log(4), bins=4)
+    got = study.histogram(entropy_of(logits.log_softmax(-1)), math.log(4), bins=4)
     assert got["counts"] == [5, 0, 0, 3]
     assert got["edges"] == pytest.approx([math.log(4) * i / 4 for i in range(5)])
     # the last bin has both its bounds; rounding below 0 is 0; one certain token alone is fine
@@ -147,8 +125,7 @@ def test_histogram_of_known_entropies():
 
 
 def test_overlap_by_hand():
-    a = torch.tensor([1, 1, 0, 0, 1, 1], dtype=torch.bool)
-    b = torch.tensor([1, 0, 1, 1, 0, 1], dtype=torch.bool)
+    a, b = torch.tensor([[1, 1, 0, 0, 1, 1], [1, 0, 1, 1, 0, 1]], dtype=torch.bool)
     assert study.overlap(a, b) == 0.5 and study.overlap(a, a) == 1 and study.overlap(a, ~a) == 0
 
 
@@ -162,8 +139,7 @@ def test_change_by_bin_against_sorting():
     for k, row in enumerate(got):
         mine = order[20 * k : 20 * k + 20]
         b, f = (sum(x[i] for i in mine) / 20 for x in (base, final))
-        assert row["n"] == 20 and row["base"] == pytest.approx(b, rel=1e-5)
-        assert row["final"] == pytest.approx(f, rel=1e-5)
+        assert row["n"] == 20 and (row["base"], row["final"]) == pytest.approx((b, f), rel=1e-5)
         assert row["change"] == pytest.approx(f - b, abs=1e-6)
         assert row["low"] <= min(base[i] for i in mine) + 1e-6
         assert row["high"] >= max(base[i] for i in mine) - 1e-6
@@ -183,7 +159,7 @@ def test_deciles_against_sorting():
     rng = random.Random(4)
     for n in (1, 7, 10, 205):
         x = [rng.choice([0.0, rng.random()]) for _ in range(n)]
-        got = study.deciles(torch.tensor(x)).tolist()
+        got = deciles(torch.tensor(x)).tolist()
         for rank, i in enumerate(sorted(range(n), key=lambda i: (x[i], i))):
             assert got[i] == rank * 10 // n
 
@@ -197,22 +173,8 @@ def test_spearman_against_a_slow_version():
         return [1 + sum(b < a for b in v) + (sum(b == a for b in v) - 1) / 2 for a in v]
 
     want = np.corrcoef(ranks(x), ranks(y))[0, 1]
-    assert study.spearman(np.array(x), np.array(y)) == pytest.approx(want)
-    a = np.array([1.0, 5.0, 3.0])
-    assert study.spearman(a, a**3) == pytest.approx(1)
-    assert study.spearman(a, -a) == pytest.approx(-1)
-    assert study.spearman(a, np.ones(3)) == 0
-
-
-def test_clustered_resamples_whole_responses():
-    """Ten tokens of equal effect in a response are one observation, not ten."""
-    rng = np.random.default_rng(6)
-    values = rng.random(30)
-    tokens, cluster = values.repeat(10), np.arange(30).repeat(10)
-    low, high = study.clustered(lambda i: tokens[i].mean(), cluster, 2000)
-    assert (low, high) == pytest.approx(interval(values, range(30)), abs=0.01)
-    plain = interval(tokens, range(300))
-    assert high - low > 2.5 * (plain[1] - plain[0])  # sqrt(10) = 3.2
+    assert spearman(np.array(x), np.array(y)) == pytest.approx(want)
+    assert [spearman([1, 5, 3], b) for b in ([1, 125, 27], [-1, -5, -3])] == pytest.approx([1, -1])
 
 
 def test_gradients_compared_by_hand():
@@ -228,28 +190,16 @@ def test_gradients_compared_by_hand():
 
 def test_unchanged_at_bf16_resolution():
     """Between 1 and 2 bf16 has 128 steps: 1.001 is 1 there, 1.1 is not."""
-    base = {
-        "model.embed_tokens.weight": torch.ones(4, 2),
-        "model.layers.0.mlp.up_proj.weight": torch.ones(5),
-        "model.layers.0.mlp.down_proj.weight": torch.ones(3),
-        "model.norm.weight": torch.ones(4),
-    }
+    sizes = {"embed_tokens": 8, "layers.0.mlp.up_proj": 5, "layers.0.mlp.down_proj": 3, "norm": 4}
+    base = {f"model.{name}.weight": torch.ones(n) for name, n in sizes.items()}
     final = {k: p.clone() for k, p in base.items()}
     final["model.embed_tokens.weight"] *= 1.001
     final["model.layers.0.mlp.up_proj.weight"][:2] = 1.1
     final["model.norm.weight"][1:] = -1
-    got = study.unchanged(base, final)
-    assert got["unchanged"] == pytest.approx(15 / 20) and got["dtype"] == "bfloat16"
+    got = study.unchanged(base, final, decay=1.0)
+    assert got["unchanged"] == got["beyond"] == pytest.approx(15 / 20) and got["decayed"] == 1
     rows = [("embed_tokens", 1.0, 8), ("layers 0", 6 / 8, 8), ("norm", 1 / 4, 4)]
     assert [(r["name"], r["unchanged"], r["n"]) for r in got["layers"]] == rows
-
-
-def test_steps_of_a_trace_and_of_a_text():
-    words = " try 8 + 3 = 11 no wait left 8 3 ; try 8 * 3".split(" ")[1:]
-    assert study.steps_of([f" {w}" for w in words], True) == [(0, 12), (12, 16)]
-    text = ["So", " try", "\n", "Then", " 3", ".\n\n", "42"]
-    assert study.steps_of(text, False) == [(0, 3), (3, 6), (6, 7)]
-    assert study.steps_of([" 5"], True) == [(0, 1)]
 
 
 # ---------------------------------------------------------------------- from models
@@ -265,12 +215,12 @@ class Coin(Countdown):
 
 WORLD = Coin(2, 12, "+-*", 30)
 SHAPE = Shape(32, 1, 2, 1, 16, 48, vocab_size=WORLD.tokenizer().n_vocab)
+FP32 = rounding(5, 40)  # log-probs and entropies: logits below 5, forty operations on the way
 
 
-def tiny(seed: int = 0, **kw) -> Transformer:
+def tiny(seed: int = 0, shape: Shape = SHAPE) -> Transformer:
     """Untrained, but not uniform: its likeliest token has a third of the probability."""
-    shape = Shape(**asdict(SHAPE) | kw)
-    model = Transformer(shape).init_weights(torch.Generator().manual_seed(seed))
+    model = Transformer(shape).init_weights(seeded(seed))
     with torch.no_grad():
         model.model.norm.weight *= 3
     return model
@@ -285,22 +235,21 @@ def test_rescoring_is_what_the_sampler_recorded():
     model = tiny()
     for T in (1.0, 0.7):
         s = sampled(model, n=9, T=T)  # 36 sequences: three blocks
-        recorded = s.entropy
-        assert torch.allclose(study.rescore(model, s, T), recorded, atol=1e-5)
+        assert torch.allclose(study.rescore(model, s, T), s.entropy, atol=FP32)
 
 
 def test_alternatives_against_the_whole_distribution():
     """Also where the matrices have rows that are no token's, as the published ones do: the largest
     logits of all must not appear."""
-    model = tiny(vocab_size=SHAPE.vocab_size + 7)
+    model = tiny(shape=replace(SHAPE, vocab_size=SHAPE.vocab_size + 7))
     model.n_vocab = SHAPE.vocab_size
     with torch.no_grad():
         model.head_weight[model.n_vocab :] = 5 * model.head_weight[3]
     s = sampled(model, T=0.8)
-    p, h, best, ids = study.alternatives(model, s, 5, 0.8)
-    assert torch.allclose(p, s.logprobs.exp(), atol=1e-5)
-    assert torch.allclose(h, s.entropy, atol=1e-5)
-    logits = all_logits(model, s.tokens, s.cu_seqlens)[s.response.nonzero()[:, 0] - 1]
+    p, h, best, ids, _ = study.alternatives(model, s, 5, 0.8)
+    assert torch.allclose(p, s.logprobs.exp(), atol=FP32)
+    assert torch.allclose(h, s.entropy, atol=FP32)
+    logits = all_logits(model, s.tokens, s.cu_seqlens)[s.scored()[2]]
     full = (logits[:, : model.n_vocab] / 0.8).softmax(-1)
     for row, q, i in zip(full.tolist(), best.tolist(), ids.tolist(), strict=True):
         slow = sorted(range(len(row)), key=lambda v: -row[v])[:5]
@@ -310,81 +259,74 @@ def test_alternatives_against_the_whole_distribution():
 def test_anatomy_adds_up_to_the_gradient_of_the_first_update(monkeypatch):
     model = tiny()
     s = sampled(model, n=4, G=4, T=0.9)
-    rewards = torch.randint(0, 2, (16,), generator=torch.Generator().manual_seed(0)).float()
-    advantages = fork_gpt.group_advantages(rewards, 4)
-    h = s.entropy
-    masks = torch.stack([study.deciles(h) == d for d in range(10)])
-    parts = study.gradients(model, s, advantages, masks, 4, 0.9)  # (10, 2, P)
+    rewards = torch.randint(0, 2, (16,), generator=seeded()).float()
+    advantages, h = fork_gpt.group_advantages(rewards, 4), s.entropy
+    A = advantages.repeat_interleave(s.lengths())
+    weights = torch.stack([A * (deciles(h) == d) for d in range(10)])
+    parts = study.gradients(model, s, weights, 4, 0.9)  # (10, 2, P)
 
     def updated(which, **kw):
         c = fork_gpt.Config(temperature=0.9, normalize="all", **kw)
         model.zero_grad()
-        fork_gpt.update(model, s, advantages, [*which], c, seeded(), first=True)
+        fork_gpt.update(
+            model, s, advantages, [*which], c, seeded(), True, torch.zeros(len(h)).long()
+        )
         return -torch.cat([p.grad.flatten() for p in model.parameters()])
 
     full = updated(range(16), keep="all")
-    assert full.norm() > 1e-3
-    assert torch.allclose(parts.sum((0, 1)), full, atol=1e-6)
+    near = rounding(full.abs().max().item(), 100)  # sums of a hundred terms in another order
+    assert full.norm() > 1e-3 and torch.allclose(parts.sum((0, 1)), full, rtol=0, atol=near)
     if len(h) % 5 == 0:  # then the two highest deciles are exactly the top 20%
-        assert torch.allclose(parts[8:].sum((0, 1)), updated(range(16), keep="top"), atol=1e-6)
-    # the first half holds the even groups
-    even = [0, 1, 2, 3, 8, 9, 10, 11]
+        top = updated(range(16), keep="top")
+        assert torch.allclose(parts[8:].sum((0, 1)), top, rtol=0, atol=near)
+    even = [0, 1, 2, 3, 8, 9, 10, 11]  # the first half holds the even groups
     half = updated(even, keep="all") * int(s.lengths()[even].sum()) / len(h)
-    assert torch.allclose(parts[:, 0].sum(0), half, atol=1e-6)
+    assert torch.allclose(parts[:, 0].sum(0), half, rtol=0, atol=near)
     # a large model's gradient is thinned, its norm estimated
     monkeypatch.setattr(study, "COORDINATES", len(full) // 4)
-    thin = study.gradients(model, s, advantages, masks, 4, 0.9).sum((0, 1))
+    thin = study.gradients(model, s, weights, 4, 0.9).sum((0, 1))
     assert len(thin) < len(full) / 4 and thin.norm() == pytest.approx(full.norm().item(), rel=0.15)
 
 
-def make_run(folder, steps: int = 4, world=WORLD, shape=SHAPE, **kw) -> Run:
+def make_run(folder, steps: int = 4, world=WORLD, shape=SHAPE) -> Run:
     """A run as `fork_gpt.py` leaves it, of models that are not trained but moved."""
     c = fork_gpt.Config(
-        n_numbers=2,
-        max_number=12,
-        max_value=30,
-        steps=steps,
-        eval_problems=12,
-        eval_k=2,
-        max_new=12,
-        group=4,
-        rows=64,
-        device="cpu",
-        **kw,
-    )
+        n_numbers=2, max_number=12, max_value=30, steps=steps, eval_problems=12, eval_k=2,
+        max_new=12, group=4, rows=64, device="cpu",
+    )  # fmt: skip
     mine = {k: v for k, v in asdict(c).items() if k not in ("out", "resume")}
     files.write_json(folder / "config.json", mine)
-    model = tiny(**asdict(shape))
-    generator = torch.Generator().manual_seed(9)
-    log = []
+    model, generator, log = tiny(shape=shape), seeded(9), ""
+    keys = "accuracy reward length truncated entropy entropy_kept entropy_dropped tau grad_norm"
     for step in range(steps + 1):
         if step % 2 == 0:
             weights.save_snapshot(folder, step, model.state_dict())
+            kept = {k: p.clone() for k, p in model.state_dict().items()}
         with torch.no_grad():
             for p in model.parameters():
                 p += 0.05 * torch.randn(p.shape, generator=generator)
-        keys = "accuracy reward length truncated entropy entropy_kept entropy_dropped tau"
-        line = dict.fromkeys((keys + " grad_norm kept_fraction").split(), step / 8)
-        log.append(dict(step=step + 1) | line | (dict(val_accuracy=0.5) if step == 1 else {}))
-    model.load_state_dict(weights.load(folder / "snapshots" / f"{steps:06}.pt")["weights"])
+        line = dict.fromkeys([*keys.split(), "kept_fraction"], step / 8)
+        line |= dict(step=step + 1, groups=3)
+        log += json.dumps(line | (dict(val_accuracy=0.5) if step == 1 else {})) + "\n"
+    model.load_state_dict(kept)
     if world is WORLD:
         save_small(folder, model, world.tokenizer().words)
-    text = "".join(json.dumps(line) + "\n" for line in log[:steps])
-    files.write_atomic(folder / "metrics.jsonl", text.encode())
+    (folder / "metrics.jsonl").write_text("".join(log.splitlines(keepends=True)[:steps]))
     files.write_json(folder / "summary.json", dict(cpu_seconds=12.5))
     states = study.states_of(folder, steps, model)
     return Run(folder, c, world, world.splits(), model, states=states)
 
 
-SMALL = Flags(all=True, problems=6, k=2, responses=3, positions=20, continuations=2)
+SMALL = Flags(all=True, problems=6, k=2, responses=3, continuations=2)
+
+
+def refuse(name: str) -> None:
+    raise AssertionError(f"{name} is no JSON")
 
 
 def read(folder) -> dict:
-    def refuse(name):
-        raise AssertionError(f"{name} is no JSON")
-
-    files = sorted((folder / "data").glob("*.json"))
-    return {p.stem: json.loads(p.read_text(), parse_constant=refuse) for p in files}
+    paths = sorted((folder / "data").glob("*.json"))
+    return {p.stem: json.loads(p.read_text(), parse_constant=refuse) for p in paths}
 
 
 @pytest.fixture(scope="module")
@@ -403,9 +345,8 @@ def test_every_section_is_written(whole):
     assert d["n_params"] == sum(p.numel() for p in run.model.parameters())
     assert d["cpu_seconds"] == 12.5 and d["n_test"] == 12 and "Countdown: 2 numbers" in d["world"]
     argv = d["command"].split()
-    assert argv[:2] == ["python", "fork_gpt.py"]
-    again = asdict(config(*argv[2:]))  # the command makes this run
-    assert again == asdict(run.c) | dict(out=str(run.folder))
+    assert argv[:2] == ["python", "fork_gpt.py"]  # the command makes this run
+    assert asdict(config(*argv[2:])) == asdict(run.c) | dict(out=str(run.folder))
     d = data["training"]
     assert d["step"] == [1, 2, 3, 4] and d["tau"] == [0, 1 / 8, 2 / 8, 3 / 8]
     assert d["val_step"] == [2] and d["val_accuracy"] == [0.5]
@@ -413,14 +354,13 @@ def test_every_section_is_written(whole):
 
 def test_distribution_and_tokens_of_a_run(whole):
     run, data = whole
-    for which, seed_state in (("base", 0), ("final", 4)):
+    for which, state in (("base", 0), ("final", 4)):
         d, t = data["distribution"][which], data["tokens"][which]
-        found, s = measure(run.at(seed_state), WORLD, run.problems(), run.c)
-        h = s.entropy
-        assert d["accuracy"] == found["accuracy"] and d["p80"] == distribution(h)["p80"]
-        assert sum(d["histogram"]["counts"]) == d["n_tokens"] == len(h)
+        found, s = measure(run.at(state), WORLD, run.problems(), run.c)
+        assert d["accuracy"] == found["accuracy"] and d["p80"] == distribution(s.entropy)["p80"]
+        assert sum(d["histogram"]["counts"]) == d["n_tokens"] == len(s.entropy)
         by_token = {}
-        for i, x in zip(s.tokens[s.response].tolist(), h.tolist(), strict=True):
+        for i, x in zip(s.tokens[s.response].tolist(), s.entropy.tolist(), strict=True):
             by_token.setdefault(i, []).append(x)
         slow = sorted((-sum(x) / len(x), i, len(x)) for i, x in by_token.items())
         for rows, want in ((t["highest"], slow), (t["lowest"], slow[::-1])):
@@ -429,48 +369,38 @@ def test_distribution_and_tokens_of_a_run(whole):
                 assert (r["token"], r["count"]) == (WORLD.tokenizer().token(i), n)
                 assert r["entropy"] == pytest.approx(-mean, rel=1e-5)
     b, f = (data["distribution"][w]["histogram"]["edges"] for w in ("base", "final"))
-    assert b == f, "one scale for both"
     top = max(s.entropy.max().item() for _, s in run.looks.values())
-    assert b[-1] == pytest.approx(top), "up to the highest entropy of both"
+    assert b == f and b[-1] == pytest.approx(top), "one scale, up to the highest of both"
     other = replace(run, looks=dict(base=run.looks["final"], final=run.looks["base"]))
     assert study.distributions(other, SMALL)["base"]["histogram"]["edges"] == b
 
 
 def test_traces_of_a_run(whole):
     run, data = whole
-    tokenizer = WORLD.tokenizer()
-    problems = {p.prompt: p for p in run.problems()}
-    assert len(data["traces"]) == 6
+    tokenizer, prompts = WORLD.tokenizer(), [p.prompt for p in run.problems()]
     for record in data["traces"]:
-        problem = problems[record["problem"]]
+        i = prompts.index(record["problem"])
         for which in ("base", "final"):
-            r = record[which]
-            _, s = run.look(which)
-            mine = s.responses()[run.problems().index(problem) * 2]
-            assert [t["t"] for t in r["tokens"]] == [tokenizer.token(i) for i in mine]
-            text = tokenizer.decode(mine)
-            assert r["correct"] == (WORLD.reward(problem, text) > 0)
-            recorded = s.sequences([run.problems().index(problem) * 2])
-            recorded = recorded.entropy.tolist()
-            assert [t["h"] for t in r["tokens"]] == pytest.approx(recorded, abs=1e-4)
-            assert r["finished"] == (mine[-1] == tokenizer.eos) and r["length"] == len(mine)
+            r, one = record[which], run.look(which)[1].sequences([2 * i])
+            mine = one.responses()[0]
+            assert [t["t"] for t in r["tokens"]] == [tokenizer.token(x) for x in mine]
+            right = WORLD.reward(run.problems()[i], tokenizer.decode(mine)) > 0
+            assert r["correct"] == right and r["length"] == len(mine)
+            assert r["finished"] == (mine[-1] == tokenizer.eos)
+            assert [t["h"] for t in r["tokens"]] == pytest.approx(one.entropy.tolist(), abs=1e-4)
             for t in r["tokens"]:
-                probabilities = [p for _, p in t["alt"]]
-                assert len(probabilities) == 5 and sum(probabilities) < 1.01
-                assert probabilities == sorted(probabilities, reverse=True)
+                p = [p for _, p in t["alt"]]
+                assert len(p) == 5 and sum(p) < 1.01 and p == sorted(p, reverse=True)
                 if "\ufffd" not in t["t"]:  # a byte that is no character has no text of its own
                     assert dict(map(tuple, t["alt"])).get(t["t"], t["p"]) == t["p"]
-    outcomes = [r["base"]["correct"] for r in data["traces"]]
-    assert sum(outcomes) == 3, "both outcomes are shown"
+    assert len(data["traces"]) == 6 and len({r["problem"] for r in data["traces"]}) == 6
 
 
 def test_during_of_a_run(whole):
     """The final model's responses re-scored by every kept step, against one pass a sequence."""
     run, data = whole
-    d = data["during"]
-    _, s = run.look("final")
-    s = s.sequences(range(12))
-    pools = []
+    d, pools = data["during"], []
+    s = run.look("final")[1].sequences(range(12))
     for step in (0, 2, 4):
         model = run.at(step)
         pools.append([h for b in range(12) for h in model(*s.sequences([b]).scored())[1].tolist()])
@@ -478,8 +408,8 @@ def test_during_of_a_run(whole):
     k = math.ceil(n / 5)
     tops = [set(sorted(range(n), key=lambda i, h=h: -h[i])[:k]) for h in pools]
     assert d["steps"] == [0, 2, 4] and d["n_tokens"] == n
-    assert d["overlap_base"] == pytest.approx([len(t & tops[0]) / k for t in tops])
-    assert d["overlap_final"] == pytest.approx([len(t & tops[2]) / k for t in tops])
+    for name, other in (("overlap_base", tops[0]), ("overlap_final", tops[2])):
+        assert d[name] == pytest.approx([len(t & other) / k for t in tops])
     assert d["overlap_base"][0] == 1 and 0 < d["overlap_base"][2] < 1
     assert d["percentiles"]["p90"] == pytest.approx([np.percentile(h, 90) for h in pools], rel=1e-4)
     total = sum(b["change"] * b["n"] for b in d["bins"])
@@ -488,152 +418,109 @@ def test_during_of_a_run(whole):
 
 def test_two_temperatures_of_a_run(whole):
     run, data = whole
-    d = data["two_temperature"]
-    assert [r["t"] for r in d["fork"]] == [r["t"] for r in d["rest"]] == list(study.TEMPERATURES)
+    d, at = data["two_temperature"], [0.3, 1.0, 3.0]
+    for x in (d, d["other"]):
+        assert [r["t"] for r in x["fork"]] == [r["t"] for r in x["rest"]] == [*study.TEMPERATURES]
     assert d["threshold"] == pytest.approx(data["distribution"]["final"]["p80"])
     assert d["threshold_kind"] == "percentile 80" and d["n_problems"] == 6 and d["k"] == 2
-    model, some = run.at("final"), run.problems()[:6]
-    for i, t in ((2, 0.3), (4, 1.0), (6, 3.0)):
-        fork, _ = measure(model, WORLD, some, run.c, Sampling(1.0, d["threshold"], t))
-        rest, _ = measure(model, WORLD, some, run.c, Sampling(t, d["threshold"], 1.0))
-        for row, want in ((d["fork"][i], fork), (d["rest"][i], rest)):
-            assert row["length"] == want["length"] and row["accuracy"] == want["accuracy"]
-            assert [row["low"], row["high"]] == list(want["interval"])
-    assert d["fork"][4] == d["rest"][4] and d["fork"][6] != d["rest"][6]
-    nats = study.two_temperature(run, Flags(problems=1, k=1, threshold=0.5))
-    assert nats["threshold"] == 0.5 and nats["threshold_kind"] == "absolute"
-
-
-def test_anatomy_of_a_run(whole):
-    _, data = whole
-    d = data["anatomy"]
-    arms = {a["name"]: a for a in d["arms"]}
-    assert list(arms) == ["top 20%", "random 20%", "bottom 80%", "all"]
-    assert arms["all"]["cosine"] == pytest.approx(1) and len(d["deciles"]) == 10
-    # projections on the full gradient add up to it: of the two masks, and of the ten deciles
-    for rows in ([arms["top 20%"], arms["bottom 80%"]], d["deciles"]):
-        assert sum(r["norm"] * r["cosine"] for r in rows) == pytest.approx(
-            arms["all"]["norm"], rel=1e-5
-        )
-    means = [r["entropy"] for r in d["deciles"]]
-    assert means == sorted(means) and [r["decile"] for r in d["deciles"]] == list(range(1, 11))
+    assert d["other"]["threshold"] == 0.3 and d["other"]["threshold_kind"] == "0.3 nats"
+    model, some = study.forbid(run.at("final"), range(256)), run.problems()[:6]
+    for x in (d, d["other"]):
+        nats = x["threshold"]
+        for i, t in enumerate(study.TEMPERATURES):
+            for which, how in (("fork", (1.0, nats, t)), ("rest", (t, nats, 1.0))) * (t in at):
+                want, _ = measure(model, WORLD, some, run.c, Sampling(*how))
+                row = x[which][i]
+                assert row["length"] == want["length"] and row["accuracy"] == want["accuracy"]
+                assert [row["low"], row["high"]] == list(want["interval"])
+    assert d["fork"][4] == d["rest"][4] and d["fork"][-1] != d["rest"][-1]
 
 
 def test_anatomy_takes_mixed_groups_and_their_own_advantages(monkeypatch, whole):
-    run, _ = whole
-    got = {}
-    real = study.gradients
-
-    def record(model, samples, advantages, masks, G, T):
-        got.update(s=samples, a=advantages, masks=masks, G=G)
-        return real(model, samples, advantages, masks, G, T)
-
-    monkeypatch.setattr(study, "gradients", record)
-    found = study.anatomy(run, SMALL)
-    texts = [WORLD.tokenizer().decode(ids) for ids in got["s"].responses()]
+    run, data = whole
+    for which, d in zip(("base", "final"), data["anatomy"]["models"], strict=True):
+        arms = {a["name"]: a for a in d["arms"]}
+        assert list(arms) == ["top 20%", "random 20%", "bottom 80%", "all"]
+        assert d["model"] == which and arms["all"]["cosine"] == pytest.approx(1)
+        # projections on the full gradient add up to it: of the two masks, and of the ten deciles
+        for rows in ([arms["top 20%"], arms["bottom 80%"]], d["deciles"]):
+            along = sum(r["norm"] * r["cosine"] for r in rows)
+            assert along == pytest.approx(arms["all"]["norm"], rel=1e-5)
+            assert sum(r["noise"] for r in rows) == pytest.approx(1, rel=1e-5)
+        means = [r["entropy"] for r in d["deciles"]]
+        assert means == sorted(means) and [r["decile"] for r in d["deciles"]] == [*range(1, 11)]
+    got, real = [], study.gradients
+    monkeypatch.setattr(study, "gradients", lambda *args: got.extend(args) or real(*args))
+    found = study.anatomy_of(run, "base", SMALL)
+    model, s, weights, G, _ = got
+    assert model is run.model and torch.equal(model.head_weight, tiny().head_weight) and G == 4
+    texts = [WORLD.tokenizer().decode(ids) for ids in s.responses()]
     rewards = torch.tensor([float(len(t) % 2) for t in texts])
-    assert torch.allclose(got["a"], fork_gpt.group_advantages(rewards, 4))
+    A = fork_gpt.group_advantages(rewards, 4).repeat_interleave(s.lengths())
     right = rewards.view(-1, 4).sum(1)
     assert ((right > 0) & (right < 4)).all() and found["n_groups"] == len(right) < 6
-    h = got["s"].entropy
-    assert got["masks"][:10].sum(0).eq(1).all() and got["masks"][9].sum() >= len(h) // 10
-    assert got["masks"][10].sum() == math.ceil(len(h) / 5)
-    assert h[got["masks"][9]].min() >= h[got["masks"][:9].any(0)].max()
-    prompts = prompts_of(got["s"])
+    masks = weights[:14] != 0  # ten deciles, top, random, bottom, all
+    assert torch.equal(weights[13], A) and torch.equal(weights[:10].sum(0), A)
+    assert torch.equal(masks[:10].sum(0), torch.ones_like(A).long())
+    assert torch.equal(masks[10], masks[8:10].any(0)) and torch.equal(masks[12], ~masks[10])
+    assert masks[11].sum() == math.ceil(len(A) / 5)
+    assert s.entropy[masks[9]].min() >= s.entropy[masks[:9].any(0)].max()
+    assert ((weights[14:28] != 0).sum(1) == masks.sum(1).clamp(max=study.LARGEST)).all()
+    cu, n = s.cu_seqlens.tolist(), s.lengths().tolist()
+    prompts = [s.tokens[a : b - k].tolist() for a, b, k in zip(cu, cu[1:], n, strict=False)]
     assert all(p == prompts[i - i % 4] for i, p in enumerate(prompts)), "groups stay together"
 
 
-def prompts_of(s: Rollout) -> list[list[int]]:
-    """The prompt's ids of every sample."""
-    cu, n = s.cu_seqlens.tolist(), s.lengths().tolist()
-    return [s.tokens[a : b - k].tolist() for a, b, k in zip(cu[:-1], cu[1:], n, strict=True)]
-
-
-def test_causal_of_a_run(whole):
-    _, data = whole
-    d = data["causal"]
-    assert d["K"] == 2 and d["n_positions"] == sum(r["n"] for r in d["deciles"]) <= 20
-    for r in d["deciles"]:
-        assert 0 <= r["low"] <= r["effect"] <= r["high"] <= 1 and r["n"] <= 2
-        assert abs(r["kept"] - r["forced"]) <= r["effect"] + 1e-9 and r["weighted"] <= r["effect"]
-    effects = [t["effect"] for t in d["tries"]]
-    assert effects == sorted(effects, reverse=True) and len(effects) <= 20
-    assert -1 <= d["low"] <= d["correlation"] <= d["high"] <= 1
-
-
-def test_causal_table_by_hand():
-    # decile, entropy, kept, again, forced, p_forced, response
-    rows = np.array(
-        [
-            [0, 0.0, 1.0, 1.0, 0.0, 0.0, 0],
-            [0, 0.1, 1.0, 0.5, 0.5, 0.2, 1],
-            [9, 1.0, 0.5, 0.5, 0.75, 0.4, 0],
-            [9, 2.0, 0.5, 0.0, 0.5, 0.4, 1],
-        ]
-    )
-    d = study.causal_table(rows)
-    low, high = d["deciles"]
-    assert low["decile"] == 1 and high["decile"] == 10 and low["n"] == 2
-    assert low["kept"] == 1 and low["forced"] == 0.25 and low["effect"] == 0.75
-    assert low["noise"] == 0.25 and high["noise"] == 0.25 and low["weighted"] == 0.05
-    assert high["effect"] == 0.125, "the absolute difference, not the difference"
-    assert (low["low"], low["high"]) == (0.5, 1.0)
-    assert d["correlation"] == pytest.approx(-1)
-    with pytest.raises(Missing, match="every continuation"):
-        study.causal_table(rows * [1, 1, 0, 0, 0, 1, 1])
+def test_decomposition_values_and_what_was_learned_of_a_run(whole):
+    run, data = whole
+    for which in ("base", "final"):
+        d = data["decomposition"][which]
+        assert d["n_responses"] == 3 and d["K"] == 2
+        assert d["n_tokens"] == sum(r["n"] for r in d["deciles"]) == sum(r["n"] for r in d["kinds"])
+        for rows in (d["deciles"], d["kinds"]):
+            assert sum(r["share"] for r in rows) == pytest.approx(1)
+        assert d["cumulative"]["share"][-1] == pytest.approx(1)
+    for record, values in zip(data["traces"], data["values"], strict=True):
+        for which in ("base", "final"):
+            v, tokens = values[which]["v"], record[which]["tokens"]
+            assert len(v) == len(tokens) + 1 and v[-1] == record[which]["correct"]
+            for t, (token, alt) in enumerate(zip(tokens, values[which]["alt"], strict=True)):
+                for (text, p), x in zip(token["alt"], alt, strict=True):
+                    assert (x is None) == (p < study.PLAUSIBLE)
+                    if text == token["t"] and "\ufffd" not in text:
+                        assert x == pytest.approx(v[t + 1], abs=1e-4)  # it is this very token
+    bars = {r["name"]: r for r in data["learned"]["bars"]}
+    for name, which in (("base", "base"), ("trained", "final")):
+        assert bars[name]["accuracy"] == data["distribution"][which]["accuracy"]
+    assert len(bars) == 5 and all(0 <= r["first"] <= r["accuracy"] for r in bars.values())
 
 
 def test_continuations_are_graded_from_their_own_beginning(monkeypatch):
-    """Continuation j belongs to beginning j // K, beginnings that have ended are not continued, and
-    what runs over `max_new` is cut before it is graded."""
+    """Beginnings that have ended are not continued, and what runs over `max_new` is cut before it
+    is graded."""
     world = Countdown(2, 6, "+-*", 12)
-    encode, problem = (
-        world.tokenizer().encode,
-        next(p for p in world.problems() if p.numbers == (3, 2) and p.goal == 5),
-    )
-    starts = [encode(x) for x in ("try 3 + 2", "answer 3 + 2 .", "answer 3", "stop .", "no")]
-    tails = ["stop .", "= 5 yes answer 3 + 2 .", "+ 2 .", "* 2 .", "answer 3 + 2 .", "3 3 3 3 ."]
+    encode = world.tokenizer().encode
+    problem = next(p for p in world.problems() if p.numbers == (3, 2) and p.goal == 5)
+    begun = ["try 3 + 2", "answer 3 + 2 .", "answer 3", "stop .", "no", "answer 3"]
+    starts = [encode(x) for x in begun]
+    tails = ["= 5 yes answer 3 + 2 .", "+ 2 .", "answer 3 + 2 .", "* 2 ."]
 
     def fixed(model, prompts, K, max_new, *_):
-        assert prompts == [encode(problem.prompt) + starts[i] for i in (0, 2, 4)]
+        assert prompts == [encode(problem.prompt) + starts[i] for i in (0, 2, 4, 5)] and K == 1
         assert max_new == 7  # the shortest beginning has one token of eight
-        none = torch.zeros(0)
-        responses = [encode(t) for t in tails]
-        return SimpleNamespace(responses=lambda: responses, logprobs=none, entropy=none)
+        none, ids = torch.zeros(0), [encode(t) for t in tails]
+        return SimpleNamespace(responses=lambda: ids, logprobs=none, entropy=none)
 
     monkeypatch.setattr(ask, "generate", fixed)
-    c = SimpleNamespace(max_new=8, rows=8)
+    c = SimpleNamespace(max_new=8, rows=8, temperature=1.0)
     run = SimpleNamespace(c=c, world=world, model=None)
-    got = study.continued(run, problem, starts, 2, None)
-    # the second tail would be right, but ends after the eighth token
+    got = study.continued(run, [problem] * 6, starts, 0)
+    # the first tail would be right, but ends after the eighth token
+    said = ("= 5 yes answer", "", "+ 2 .", "", "answer 3 + 2 .", "* 2 .")
+    tokens = [encode(t) if t else [] for t in said]
+    assert got == list(zip(tokens, [0, 1, 1, 0, 1, 0], strict=True))
     full = [encode("answer 3 + 2 stop stop stop stop")]
-    assert len(full[0]) == 8 and study.continued(run, problem, full, 2, None).tolist() == [[0, 0]]
-    assert got.tolist() == [[0, 0], [1, 1], [1, 0], [0, 0], [1, 0]]
-
-
-def test_causal_forces_the_likeliest_other_token(monkeypatch, whole):
-    run, _ = whole
-    calls = []
-
-    def record(run, problem, starts, K, seed):
-        calls.append((starts, K))
-        return np.arange(len(starts) * K).reshape(-1, K) % 2.0
-
-    monkeypatch.setattr(study, "continued", record)
-    d = study.causal(run, Flags(responses=2, positions=10**6, continuations=3))
-    _, s = run.look("final")
-    assert len(calls) == 4, "kept and forced, of each of two responses"
-    for b in range(2):
-        one = s.sequences([2 * b])
-        ids = one.responses()[0]
-        (kept, K2), (forced, K1) = calls[2 * b : 2 * b + 2]
-        assert (K2, K1) == (6, 3) and kept == [ids[: i + 1] for i in range(len(ids))]
-        tokens, cu, at, _ = one.scored()
-        logits = all_logits(run.at("final"), tokens, cu)[at]
-        logits[torch.arange(len(ids)), ids] = -torch.inf
-        other = logits.argmax(-1).tolist()
-        assert forced == [ids[:i] + [t] for i, t in enumerate(other)]
-    assert d["n_positions"] == len(calls[0][0]) + len(calls[2][0])
+    assert len(full[0]) == 8 and study.continued(run, [problem], full, 0) == [([], 0)]
 
 
 # ---------------------------------------------------------------------- what is missing
@@ -641,20 +528,18 @@ def test_causal_forces_the_likeliest_other_token(monkeypatch, whole):
 
 def test_a_model_with_one_token(tmp_path):
     """Its entropy is 0 everywhere, nothing can be forced, and no division by it may leave a NaN."""
-    one = SimpleNamespace(eos=None, decode=lambda ids: "x" * len(ids), token=lambda i: "x")
-    world = SimpleNamespace(
-        tokenizer=lambda: one,
-        encode=lambda p: [0],
-        reward=lambda p, t: 0.0,
-        statements=lambda t: [],
-        name=str,
-        cluster=str,
-        splits=lambda: dict(train=["a", "b"], val=[], test=list("abcdefg")),
+    one = SimpleNamespace(
+        eos=None, words=(), decode=lambda ids: "x" * len(ids), token=lambda i: "x"
     )
+    world = SimpleNamespace(
+        tokenizer=lambda: one, encode=lambda p: [0], reward=lambda p, t: 0.0, name=str, cluster=str,
+        statements=lambda t: [], splits=lambda: dict(train=["a", "b"], val=[], test=[*"abcdefg"]),
+    )  # fmt: skip
     run = make_run(tmp_path, world=world, shape=Shape(8, 1, 1, 1, 4, 8, vocab_size=1))
     study.study(run, SMALL)
     data = read(tmp_path)
-    assert {k for k, x in data.items() if "missing" in x} == {"anatomy", "causal"}
+    missing = {k for k, x in data.items() if "missing" in x}
+    assert missing == {"anatomy", "decomposition", "learned"}
     assert data["distribution"]["base"]["top20_share"] == 0
     assert data["distribution"]["final"]["histogram"]["counts"][0] == 7 * 2 * 12
     assert len(data["during"]["bins"]) == 1 and data["during"]["overlap_base"] == [1, 1, 1]
@@ -669,29 +554,30 @@ def test_no_correct_response_at_all(tmp_path):
     assert data["distribution"]["final"]["accuracy"] == 0
     assert data["two_temperature"]["fork"][0]["accuracy"] == 0 and len(data["traces"]) == 6
     assert "right and wrong answers" in data["anatomy"]["missing"]
-    assert "every continuation" in data["causal"]["missing"]
+    assert "every continuation" in data["decomposition"]["missing"]
 
 
 def test_without_all_the_slow_sections_say_what_makes_them(tmp_path):
     """And none of an earlier model stays behind."""
     run = make_run(tmp_path)
-    files.write_atomic(tmp_path / "data" / "causal.json", b'{"K": 8}')
+    files.write_atomic(tmp_path / "data" / "decomposition.json", b'{"K": 8}')
     study.study(run)
     data = read(tmp_path)
-    for name in study.SLOW:
-        assert f"-m study {tmp_path} --all" in data[name]["missing"]
+    assert all(f"-m study {tmp_path} --all" in data[name]["missing"] for name in study.SLOW)
 
 
 @pytest.fixture
-def line(monkeypatch, capsys):
-    """The command line with a page that is only named: its code, what it printed."""
+def line(monkeypatch, capsys, tmp_path):
+    """The command line with a page that is only named, and a base model that is there: its code,
+    what it printed last."""
     monkeypatch.setattr(report, "write", lambda f: f / "report.html")
+    save_small(tmp_path.parent / "base", tiny(0), WORLD.tokenizer().words)
+    monkeypatch.setattr(pretrain, "base_model", lambda *a: (tmp_path.parent / "base", {}))
 
-    def go(*argv: str) -> tuple[int, str]:
+    def go(*argv: object) -> tuple[int, str]:
         code = study.main([str(a) for a in argv])
         out = capsys.readouterr()
-        last = out.err.strip().splitlines()[-1] if code else out.out.strip()
-        return code, last
+        return code, out.err.strip().splitlines()[-1] if code else out.out.strip()
 
     return go
 
@@ -707,15 +593,13 @@ def test_command_line_finds_what_the_run_had(tmp_path, line):
     assert {p.name: p.read_bytes() for p in (tmp_path / "data").iterdir()} == first
 
 
-def test_a_run_that_was_interrupted(tmp_path, line, monkeypatch):
+def test_a_run_that_was_interrupted(tmp_path, line):
     """No model, no summary, half a line of metrics: the last snapshot is the final model."""
     make_run(tmp_path)
     for name in ("model.pt", "summary.json", "snapshots/000004.pt"):
         (tmp_path / name).unlink()
     with open(tmp_path / "metrics.jsonl", "a") as f:
         f.write('{"step": 5, "accu')
-    save_small(tmp_path / "base", tiny(0), WORLD.tokenizer().words)
-    monkeypatch.setattr(pretrain, "base_model", lambda *a: (tmp_path / "base", {}))
     assert line(tmp_path, "--device", "cpu")[0] == 0
     data = read(tmp_path)
     assert data["during"]["steps"] == [0, 2] and data["run"]["cpu_seconds"] is None
@@ -729,7 +613,7 @@ def test_a_run_that_was_interrupted(tmp_path, line, monkeypatch):
         assert "--resume" in data[name]["missing"] or "two kept steps" in data[name]["missing"]
 
 
-def test_a_run_without_snapshots(tmp_path, line, monkeypatch):
+def test_a_run_without_snapshots(tmp_path, line):
     """The base model comes from where the run took it; the run itself cannot show it any more."""
     run = make_run(tmp_path)
     for p in (tmp_path / "snapshots").iterdir():
@@ -737,13 +621,10 @@ def test_a_run_without_snapshots(tmp_path, line, monkeypatch):
     run.states = study.states_of(tmp_path, 4, run.model)
     study.study(run)
     assert f"-m study {tmp_path}" in read(tmp_path)["sparsity"]["missing"]
-    save_small(tmp_path / "base", tiny(0), WORLD.tokenizer().words)
-    monkeypatch.setattr(pretrain, "base_model", lambda *a: (tmp_path / "base", {}))
     assert line(tmp_path, "--device", "cpu")[0] == 0
     data = read(tmp_path)
     assert data["during"]["steps"] == [0, 4] and 0 < data["sparsity"]["unchanged"] < 1
-    run.splits = dict(train=[], val=[], test=[])
-    run.looks = {}
+    run.splits, run.looks = dict(train=[], val=[], test=[]), {}
     study.study(run)
     assert "no test problems" in read(tmp_path)["distribution"]["missing"]
 
@@ -758,8 +639,7 @@ def test_mistakes_are_one_line(tmp_path, line):
     assert line(tmp_path, "--nope", 1)[0] == 2
     make_run(tmp_path)
     (tmp_path / "snapshots" / "000002.pt").write_bytes(b"half")
-    code, text = line(tmp_path, "--device", "cpu")
-    assert code == 2 and "000002.pt is damaged" in text
+    assert "000002.pt is damaged" in line(tmp_path, "--device", "cpu")[1]
     weights.save(tmp_path / "snapshots" / "000002.pt", dict(step=2, weights={}))
     code, text = line(tmp_path, "--device", "cpu")
     assert code == 2 and "the weights of step 2 do not fit" in text
@@ -767,11 +647,10 @@ def test_mistakes_are_one_line(tmp_path, line):
 
 def test_a_padded_bf16_model_takes_the_same_road(tmp_path):
     """As a Qwen3 run: compute in bf16, matrices with rows that are no token's."""
-    shape = Shape(**asdict(SHAPE) | dict(vocab_size=SHAPE.vocab_size + 15))
-    run = make_run(tmp_path, shape=shape)
+    run = make_run(tmp_path, shape=replace(SHAPE, vocab_size=SHAPE.vocab_size + 15))
     run.model = run.model.bfloat16()
     run.model.n_vocab = SHAPE.vocab_size
     study.study(run, SMALL)
     data = read(tmp_path)
     assert not [name for name, x in data.items() if "missing" in x]
-    assert data["anatomy"]["arms"][3]["cosine"] == pytest.approx(1)
+    assert data["anatomy"]["models"][0]["arms"][3]["cosine"] == pytest.approx(1)

@@ -132,10 +132,8 @@ def test_files_equal_the_librarys_both_ways(dtype, tmp_path):
         assert torch.equal(found, tensors[name])
     module.write_safetensors(tmp_path / "ours", sizes, tensors.get, dtype)
     assert all(torch.equal(x, tensors[n]) for n, x in load_file(tmp_path / "ours").items())
-    del (
-        tensors["é\n"],
-        sizes["é\n"],
-    )  # how JSON escapes is a choice; without escapes the bytes are equal
+    # how JSON escapes is a choice; without escapes the bytes are equal
+    del tensors["é\n"], sizes["é\n"]
     save_file(tensors, tmp_path / "theirs", {"format": "pt"})
     module.write_safetensors(tmp_path / "ours", sizes, tensors.get, dtype)
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
@@ -204,58 +202,48 @@ def test_the_model_outlives_its_files(tmp_path):
     assert same(loaded, ours)
 
 
-BAD_CONFIGS = {
-    "mixture of experts": (dict(model_type="qwen3_moe"), "model_type 'qwen3_moe'"),
-    "another model": (dict(model_type="llama"), "model_type 'llama'"),
-    "no model_type": (dict(model_type=...), "model_type None"),
-    "experts": (dict(num_experts=8), "num_experts 8"),
-    "activation": (dict(hidden_act="gelu"), "hidden_act 'gelu'"),
-    "bias": (dict(attention_bias=True), "attention_bias True"),
-    "quantised": (dict(quantization_config={"quant_method": "fp8"}), "quantization_config"),
-    "yarn, old": (dict(rope_scaling={"rope_type": "yarn", "factor": 4.0}), "rope_scaling"),
-    "yarn": (dict(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), "rope_parameters"),
-    "factor": (dict(rope_parameters={"factor": 4.0, "rope_theta": 1e4}), "'factor': 4.0"),
-    "no rope": (dict(rope_parameters=...), "rope_theta is None"),
-    "rope list": (dict(rope_parameters=[1]), "rope_parameters [1]"),
-    "two thetas": (dict(rope_theta=5e5), "two values of rope_theta"),
-    "window": (dict(use_sliding_window=True), "use_sliding_window True"),
-    "layers": (dict(layer_types=["full_attention", "sliding_attention"]), "layer_types"),
-    "head_dim": (dict(head_dim=...), "head_dim is None"),
-    "text": (dict(hidden_size="48"), "hidden_size is '48'"),
-    "fraction": (dict(num_hidden_layers=2.0), "num_hidden_layers is 2.0"),
-    "boolean": (dict(vocab_size=True), "vocab_size is True"),
-    "negative": (dict(intermediate_size=-80), "intermediate_size is -80"),
-    "zero": (dict(num_key_value_heads=0), "num_key_value_heads is 0"),
-    "huge": (dict(vocab_size=10**18), "vocab_size is 10000"),
-    "too deep": (dict(num_hidden_layers=10**6, layer_types=...), "1000000 layers, but 24 tensors"),
-    "heads": (dict(num_attention_heads=5), "must divide"),
-    "odd": (dict(head_dim=15), "must divide"),
-    "nan": (dict(rms_norm_eps=math.nan), "rms_norm_eps is nan"),
-    "tie": (dict(tie_word_embeddings="yes"), "tie_word_embeddings is 'yes'"),
-    "other shape": (
-        dict(intermediate_size=81),
-        "gate_proj.weight is [80, 48], by config.json [81, 48]",
-    ),
-    "untied": (dict(tie_word_embeddings=False), "missing tensors: 'lm_head.weight'"),
-}
+BAD_CONFIGS = [
+    (dict(model_type="qwen3_moe"), "model_type 'qwen3_moe'"),
+    (dict(model_type="llama"), "model_type 'llama'"), (dict(model_type=...), "model_type None"),
+    (dict(num_experts=8), "num_experts 8"), (dict(hidden_act="gelu"), "hidden_act 'gelu'"),
+    (dict(attention_bias=True), "attention_bias True"),
+    (dict(quantization_config={"quant_method": "fp8"}), "quantization_config"),
+    (dict(rope_scaling={"rope_type": "yarn", "factor": 4.0}), "rope_scaling"),
+    (dict(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), "rope_parameters"),
+    (dict(rope_parameters={"factor": 4.0, "rope_theta": 1e4}), "'factor': 4.0"),
+    (dict(rope_parameters=...), "rope_theta is None"),
+    (dict(rope_parameters=[1]), "rope_parameters [1]"),
+    (dict(rope_theta=5e5), "two values of rope_theta"),
+    (dict(use_sliding_window=True), "use_sliding_window True"),
+    (dict(layer_types=["full_attention", "sliding_attention"]), "layer_types"),
+    (dict(head_dim=...), "head_dim is None"), (dict(hidden_size="48"), "hidden_size is '48'"),
+    (dict(num_hidden_layers=2.0), "num_hidden_layers is 2.0"),
+    (dict(vocab_size=True), "vocab_size is True"),
+    (dict(intermediate_size=-80), "intermediate_size is -80"),
+    (dict(num_key_value_heads=0), "num_key_value_heads is 0"),
+    (dict(vocab_size=10**18), "vocab_size is 10000"),
+    (dict(num_hidden_layers=10**6, layer_types=...), "1000000 layers, but 24 tensors"),
+    (dict(num_attention_heads=5), "must divide"), (dict(head_dim=15), "must divide"),
+    (dict(rms_norm_eps=math.nan), "rms_norm_eps is nan"),
+    (dict(tie_word_embeddings="yes"), "tie_word_embeddings is 'yes'"),
+    (dict(intermediate_size=81), "gate_proj.weight is [80, 48], by config.json [81, 48]"),
+    (dict(tie_word_embeddings=False), "missing tensors: 'lm_head.weight'"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", BAD_CONFIGS)
-def test_a_config_that_is_wrong_or_unsupported_is_refused_by_name(case, tmp_path):
-    changes, expected = BAD_CONFIGS[case]
+@pytest.mark.parametrize("changes, expected", BAD_CONFIGS, ids=str)
+def test_a_config_that_is_wrong_or_unsupported_is_refused_by_name(changes, expected, tmp_path):
     _, folder = written(tmp_path)
     edit(folder / "config.json", **changes)
     assert expected in refusal(folder)
 
 
 BAD_JSON = {
-    "empty": (b"", "Expecting value"),
-    "not JSON": (b"{'a': 1}", "property name"),
-    "a list": (b"[]", "is no JSON object"),
-    "not UTF-8": (b'{"a": "\xff"}', "not UTF-8"),
+    "empty": (b"", "Expecting value"), "not JSON": (b"{'a': 1}", "property name"),
+    "a list": (b"[]", "is no JSON object"), "not UTF-8": (b'{"a": "\xff"}', "not UTF-8"),
     "duplicate keys": (b'{"a": 1, "a": 1}', "stands twice"),
     "deep nesting": (b'{"a": ' + b"[" * 100_000, "nested too deep"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("file", ("config.json", INDEX))
@@ -301,19 +289,9 @@ def test_missing_surplus_and_non_finite_tensors_are_named(tmp_path):
 
 
 BAD_FILE_NAMES = (
-    "../evil.safetensors",
-    "/etc/passwd",
-    "a/b.safetensors",
-    "..",
-    "a\\b",
-    "",
-    "a\0b",
-    "a\nb",
-    "\ud800",
-    7,
-    None,
-    ["x"],
-)
+    "../evil.safetensors", "/etc/passwd", "a/b.safetensors", "..", "a\\b", "", "a\0b", "a\nb",
+    "\ud800", 7, None, ["x"],
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("file", BAD_FILE_NAMES, ids=ascii)
@@ -329,10 +307,8 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path):
     _, folder = written(tmp_path, shards=4)
     weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
     name = "model.norm.weight"
-    here, elsewhere = (
-        weight_map[name],
-        next(x for x in weight_map.values() if x != weight_map[name]),
-    )
+    here = weight_map[name]
+    elsewhere = next(x for x in weight_map.values() if x != here)
     for changed, expected in (
         (..., "no weight_map"),
         ([1], "no weight_map"),
@@ -387,15 +363,10 @@ def two(a: list[int], b: list[int], data: int = 48) -> bytes:
 
 ENTRY = json.dumps(GOOD).encode()
 MALFORMED = {
-    "empty": b"",
-    "7 bytes": b"\2\0\0\0\0\0\0",
-    "8 bytes": (2).to_bytes(8, "little"),
+    "empty": b"", "7 bytes": b"\2\0\0\0\0\0\0", "8 bytes": (2).to_bytes(8, "little"),
     "header beyond the file": (1000).to_bytes(8, "little") + b"{}" + bytes(24),
-    "header length near 2^64": b"\xff" * 8 + b"{}",
-    "header length 0": bytes(32),
-    "not UTF-8": packed(b'{"\xff\xfe": 1}'),
-    "not JSON": packed(b"{x}"),
-    "a list": packed([1, 2]),
+    "header length near 2^64": b"\xff" * 8 + b"{}", "header length 0": bytes(32),
+    "not UTF-8": packed(b'{"\xff\xfe": 1}'), "not JSON": packed(b"{x}"), "a list": packed([1, 2]),
     "a number": packed(b"1", 0),
     "deep nesting": packed(b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
     "deep objects": packed(b'{"x":' * 100_000 + b"1" + b"}" * 100_000),
@@ -404,39 +375,26 @@ MALFORMED = {
     "number of 5,000 digits": packed(b'{"x":' + b"9" * 5000 + b"}"),
     "metadata no map": packed({"__metadata__": [1], "x": GOOD}),
     "metadata no strings": packed({"__metadata__": {"a": 1}, "x": GOOD}),
-    "entry no object": packed({"x": [1, 2, 3]}),
-    "entry a string": packed({"x": "F32"}),
-    "dtype missing": one(dtype=...),
-    "shape missing": one(shape=...),
-    "offsets missing": one(data_offsets=...),
-    "surplus key": one(stride=[3, 1]),
-    "dtype unknown": one(dtype="F33"),
-    "dtype quantised": one(6, dtype="I8", data_offsets=[0, 6]),
-    "dtype a list": one(dtype=["F32"]),
-    "shape a number": one(shape=6),
-    "shape an object": one(4, shape={}, data_offsets=[0, 4]),
-    "shape a string": one(shape="23"),
+    "entry no object": packed({"x": [1, 2, 3]}), "entry a string": packed({"x": "F32"}),
+    "dtype missing": one(dtype=...), "shape missing": one(shape=...),
+    "offsets missing": one(data_offsets=...), "surplus key": one(stride=[3, 1]),
+    "dtype unknown": one(dtype="F33"), "dtype quantised": one(6, dtype="I8", data_offsets=[0, 6]),
+    "dtype a list": one(dtype=["F32"]), "shape a number": one(shape=6),
+    "shape an object": one(4, shape={}, data_offsets=[0, 4]), "shape a string": one(shape="23"),
     "negative sizes": one(shape=[-2, -3]),
     "boolean size": one(12, shape=[True, 3], data_offsets=[0, 12]),
-    "size a fraction": one(shape=[2.0, 3]),
-    "size null": one(shape=[None, 3]),
+    "size a fraction": one(shape=[2.0, 3]), "size null": one(shape=[None, 3]),
     "boolean offset": one(shape=[2, 3], data_offsets=[False, 24]),
-    "negative offset": one(data_offsets=[-24, 0]),
-    "one offset": one(data_offsets=[24]),
-    "three offsets": one(data_offsets=[0, 12, 24]),
-    "offsets reversed": one(data_offsets=[24, 0]),
+    "negative offset": one(data_offsets=[-24, 0]), "one offset": one(data_offsets=[24]),
+    "three offsets": one(data_offsets=[0, 12, 24]), "offsets reversed": one(data_offsets=[24, 0]),
     "size too small for the shape": one(20, data_offsets=[0, 20]),
     "size too large for the shape": one(28, data_offsets=[0, 28]),
     "shape beyond 64 bits": one(0, shape=[2**40, 2**40], data_offsets=[0, 0]),
-    "hole at the start": one(28, data_offsets=[4, 28]),
-    "hole between": two([0, 24], [28, 52], 52),
-    "overlap": two([0, 24], [20, 44], 44),
-    "the same bytes twice": two([0, 24], [0, 24], 24),
-    "trailing byte": one(25),
-    "trailing bytes, no tensors": packed({}, 4),
-    "truncated by a byte": one(23),
-    "no data": one(0),
-}
+    "hole at the start": one(28, data_offsets=[4, 28]), "hole between": two([0, 24], [28, 52], 52),
+    "overlap": two([0, 24], [20, 44], 44), "the same bytes twice": two([0, 24], [0, 24], 24),
+    "trailing byte": one(25), "trailing bytes, no tensors": packed({}, 4),
+    "truncated by a byte": one(23), "no data": one(0),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", MALFORMED)
@@ -531,23 +489,17 @@ def test_nothing_is_replaced_and_a_failure_leaves_nothing(tmp_path, monkeypatch)
     assert os.listdir(tmp_path) == ["other"]
 
 
-FULL_DISK = """
-import resource, sys
-sys.path.insert(0, sys.argv[1])
-from infra.weights import *
-from model import *
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    save_pretrained(Transformer(SIZES["tiny"]), sys.argv[2])
-except UserError as e:
-    print(e)
-"""
-
-
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
-    args = [sys.executable, "-c", FULL_DISK, str(ROOT), str(tmp_path / "out")]
-    out = subprocess.run(args, capture_output=True, text=True, check=True).stdout
-    assert out == f"cannot write {tmp_path / 'out'}: File too large\n"
+    """A real refusal of the system, in the middle of a file."""
+    resource = pytest.importorskip("resource", reason="POSIX alone has limits")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(UserError) as e:
+            module.save_pretrained(Transformer(SIZES["tiny"]), tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(e.value) == f"cannot write {tmp_path / 'out'}: File too large"
     assert os.listdir(tmp_path) == []
 
 
@@ -588,10 +540,8 @@ def test_loading_and_saving_take_the_weights_once(tmp_path):
     kinds = "float32-float32", "bfloat16-bfloat16", "bfloat16-float32"
     args = [sys.executable, "-c", PEAK, str(ROOT), str(tmp_path), *kinds]
     env = os.environ | dict(MALLOC_MMAP_THRESHOLD_="65536")  # what is freed leaves at once
-    done = subprocess.run(
-        args, capture_output=True, text=True, check=True, timeout=PATIENCE, env=env
-    )
-    for line, kind in zip(done.stdout.splitlines(), kinds, strict=True):
+    out = subprocess.check_output(args, text=True, timeout=PATIENCE, env=env)
+    for line, kind in zip(out.splitlines(), kinds, strict=True):
         size, loaded, saved = map(float, line.split())
         print(f"{kind}: {size / 1e6:.0f} MB, peak {loaded:.3f}, {saved:.3f}")
         assert size > 36e6 and 0.9 < loaded <= 1.15 and saved <= 1.2
@@ -637,19 +587,6 @@ def test_the_export_is_what_transformers_loads(tmp_path):
     before = (out / "model.safetensors").read_bytes()
     export(tiny(seed=5), source, out, 66, torch.float32)
     assert (out / "model.safetensors").read_bytes() == before
-
-
-def test_a_failed_export_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
-    peer(tiny()).save_pretrained(tmp_path / "source")
-
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("infra.weights.write_safetensors", full)
-    with pytest.raises(UserError, match="No space left") as e:
-        export(tiny(), tmp_path / "source", tmp_path / "out", 66, torch.float32)
-    assert "\n" not in str(e.value)
-    assert [p.name for p in tmp_path.iterdir()] == ["source"]
 
 
 def qwen_folder(path, vocab_size: int):

@@ -1,0 +1,102 @@
+"""The search for the default run: which base, which settings, in 200 CPU-seconds?
+
+    python bench/default_run.py              # what is not done yet of SETTINGS
+    python bench/default_run.py --table      # results/search.md, from what is done
+
+Each setting changes the recipe of the base model and the flags of the run; it is judged on
+*validation* alone, and by the CPU-seconds of pretraining and training together, beside those of
+`now` on the same machine.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from fork_gpt import Config
+from infra import files
+from study.grid import work
+from tasks.ask import countdown_of
+from tasks.pretrain import Pretrain, base_model
+
+OUT = Path("runs/search")
+SETTINGS = {  # name -> changes of the recipe (all but `now` "micro"), changes of the flags
+    "now": (dict(size="tiny"), dict(steps=54, lr=1.5e-4)),
+    "micro": ({}, dict(lr=1.5e-4)),
+    "micro skill 0.9": (dict(skill=0.9), dict(lr=1.5e-4)),
+    "micro lr 3e-4": ({}, {}),
+    "micro stop 0.1 lr 3e-4": (dict(p_stop=0.1), {}),
+    "micro skill 0.9 stop 0.1 lr 3e-4": (dict(skill=0.9, p_stop=0.1), {}),
+    "micro stop 0.1 192 tokens lr 3e-4": (dict(p_stop=0.1), dict(max_new=192)),
+    "micro stop 0.1 attempts 12 lr 3e-4": (dict(p_stop=0.1), dict(attempts=12)),
+    "micro stop 0.1 6e-4": (dict(p_stop=0.1), dict(lr=6e-4)),
+    "micro centre lr 3e-4": ({}, dict(centre="tokens")),
+    "micro stop 0.1 skill 0.5 lr 3e-4": (dict(p_stop=0.1, skill=0.5), {}),
+}
+WHERE = [(0, 0)]  # (base, seed)
+
+
+@dataclass(frozen=True)
+class Setting:
+    name: str
+    base: int
+    seed: int
+
+    def recipe(self) -> Pretrain:
+        return Pretrain(**dict(size="micro") | SETTINGS[self.name][0], seed=self.base)
+
+    def folder(self) -> Path:
+        return OUT / f"{self.name.replace(' ', '_')}-{self.base}-{self.seed}"
+
+    def done(self) -> bool:
+        return (self.folder() / "summary.json").exists()
+
+    def config(self) -> Config:
+        flags = dict(steps=80, lr=3e-4, snapshot_every=0, device="cpu") | SETTINGS[self.name][1]
+        base, _ = base_model(self.recipe(), countdown_of(Config(**flags)))
+        every = flags["steps"] // 2
+        where = dict(model=str(base), out=str(self.folder()), seed=self.seed, eval_every=every)
+        return Config(**where, **flags)
+
+    def seconds(self) -> tuple[float, float]:
+        """CPU-seconds of pretraining and of the run."""
+        base = files.read_json(Path(self.config().model) / "config.json")["cpu_seconds"]
+        return base, files.read_json(self.folder() / "summary.json")["cpu_seconds"]
+
+
+def table(runs: list[Setting]) -> str:
+    """A line a setting: validation of each run, their mean, CPU-seconds."""
+    lines = [
+        "| setting | val of each base-seed | mean | truncated | arithmetic | CPU-s: base, run |"
+    ]
+    lines += ["|---|---|---|---|---|---|"]
+    for name in SETTINGS:
+        mine = [r for r in runs if r.name == name and r.done()]
+        found = [files.read_json(r.folder() / "summary.json") for r in mine]
+        if not found:
+            continue
+        val, cut, right = ([f[k] for f in found] for k in ("val", "truncated", "arithmetic"))
+        base, run = (sum(x) / len(mine) for x in zip(*(r.seconds() for r in mine), strict=True))
+        mean = [f"{sum(x) / len(x):.3f}" for x in (val, cut, right)]
+        each = " ".join(f"{v:.3f}" for v in val)
+        lines.append(f"| {name} | {each} | {' | '.join(mean)} | {base:.0f}, {run:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str]) -> int:
+    torch.set_num_threads(1)
+    stop = files.stop_on_signal()
+    runs = [Setting(name, *where) for where in WHERE for name in SETTINGS]
+    for run in runs if not argv else []:
+        if not run.done():
+            work(run, stop, "val")
+        if stop():
+            raise KeyboardInterrupt
+    print(table(runs))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(files.command("bench/default_run.py", main, sys.argv[1:]))

@@ -1,0 +1,339 @@
+"""When does a fifth suffice?  The experiment of results/README.md, one resumable command.
+
+    python -m study.grid                 # what is not done yet of the plan, run by run
+    python -m study.grid --plan          # how many runs are done of each part, their CPU-hours
+    python -m study.grid --table         # results/grid.json and grid.jsonl from what is done
+
+The world is Countdown with one try: a wrong answer ends the response, so a rollout is cheap and no
+arm can learn "do not give up".  Filler words of a set share and entropy make it like text.  Each
+run is `fork_gpt.train` on a small base model; arms differ by flags, and share base model, order of
+problems and random numbers.  A run's score is its accuracy on validation, mean of the looks at
+three quarters and at the end of its steps; an arm's learning rate is the one of the best score in
+the screening.  Several processes may run this command at once: a lock keeps each run to one.
+"""
+
+import fcntl
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import fork_gpt
+import parallel
+from fork_gpt import Config, top_entropy
+from infra import checkpoint, files
+from infra.files import UserError
+from study.findings import alternatives
+from study.stats import difference, pooled, spearman
+from tasks.ask import distribution, measure, open_task
+from tasks.countdown import KINDS, Countdown
+from tasks.pretrain import Pretrain, base_model
+
+OUT, RESULTS = Path("runs/grid"), Path("results")
+SHARES, ENTROPIES = (0.2, 0.4), (0.1, 0.33, 0.69, 1.8)
+TEXT = (0.25, 0.67)  # half its tokens are below .01 nats and p80 is .67, as in the paper's model
+WORLDS = [(0.0, 0.69), *((s, h) for s in SHARES for h in ENTROPIES), TEXT]
+CORE = [(0.4, 0.69), (0.0, 0.69), (0.4, 0.33), TEXT, (0.4, 1.8)]
+SGD = [(0.4, 0.33), TEXT]
+ARMS = dict(
+    all={},
+    top=dict(keep="top"),
+    random=dict(keep="random"),
+    decisions=dict(keep="decisions"),
+    filler=dict(keep="filler"),
+    anneal=dict(keep="top", rho_end=1.0),
+    base=dict(keep="top", entropy="base"),
+    double={},  # twice the prompts
+)
+# learning rates of AdamW; of SGD the lengths of its steps, which the clip makes all equal
+RATES = dict(adamw=(1e-4, 2e-4, 4e-4, 8e-4), sgd=(0.01, 0.02, 0.04, 0.08))
+CLIP = 1e-4  # below every gradient's norm
+SIX = "all top decisions anneal base double".split()
+DECIDING = [
+    ((0.4, 0.69, 8, 8), "adamw", [*SIX, "random", "filler"]),
+    ((0.0, 0.69, 8, 8), "adamw", [*SIX, "random"]),
+    ((0.4, 0.33, 8, 8), "adamw", [*SIX, "random", "filler"]),
+    ((*TEXT, 8, 8), "adamw", [*SIX, "random", "filler"]),
+    ((0.4, 1.8, 8, 8), "adamw", [*SIX, "random", "filler"]),
+    ((*TEXT, 8, 8), "sgd", ["all", "top", "decisions"]),
+    ((0.4, 0.33, 8, 8), "sgd", ["all", "top", "decisions"]),
+]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the experiment."""
+
+    share: float
+    entropy: float
+    prompts: int
+    group: int
+    arm: str
+    rate: float
+    optimizer: str = "adamw"
+    base: int = 0
+    seed: int = 0
+    steps: int = 200
+
+    def folder(self) -> Path:
+        return OUT / "-".join(map(str, asdict(self).values()))
+
+    def done(self) -> bool:
+        return (self.folder() / "summary.json").exists()
+
+    def summary(self) -> dict:
+        return files.read_json(self.folder() / "summary.json")
+
+    def config(self) -> Config:
+        own = dict(keep="all") | ARMS[self.arm]
+        sgd = self.optimizer == "sgd"
+        lr, clip = (self.rate / CLIP, CLIP) if sgd else (self.rate, 1.0)
+        return Config(
+            **own,
+            out=str(self.folder()),
+            model=str(base_of(self.share, self.entropy, self.base)),
+            **world_of(self.share, self.entropy),
+            seed=self.seed,
+            device="cpu",
+            prompts=self.prompts * (1 + (self.arm == "double")),
+            group=self.group,
+            optimizer=self.optimizer,
+            lr=lr,
+            grad_clip=clip,
+            steps=self.steps,
+            updates=1,
+            rounds=1,
+            max_new=64,
+            save_every=50,
+            eval_every=3 * self.steps // 4,
+            snapshot_every=0,
+        )
+
+
+def world_of(share: float, entropy: float) -> dict:
+    return dict(attempts=1, filler_share=share, filler_entropy=entropy)
+
+
+@cache
+def base_of(share: float, entropy: float, seed: int) -> Path:
+    """The base model's folder: pretrained with filler that any later entropy knows the words of,
+    then fine-tuned in its own world."""
+    root = Pretrain(size="micro", steps=2400, skill=0.5, seed=seed)
+    start, _ = base_model(root, Countdown(**world_of(share, 1.8)))
+    fine = replace(root, steps=300, lr=2e-3, start=str(start))
+    return base_model(fine, Countdown(**world_of(share, entropy)))[0]
+
+
+# ---------------------------------------------------------------------- the plan
+
+
+def screening() -> Iterator[Run]:
+    """One base, one seed, learning rates from four: what the deciding runs need, then the rest."""
+    for world in (*CORE, *(w for w in WORLDS if w not in CORE)):
+        for arm in ("all", "top", "decisions") if world in CORE else ("all", "top"):
+            yield from (Run(*world, 8, 8, arm, r) for r in RATES["adamw"])
+        for arm in ("anneal", "base", "double") if world in CORE else ():
+            yield from (Run(*world, 8, 8, arm, r) for r in RATES["adamw"][1:])
+        for arm in ("all", "top", "decisions") if world in SGD else ():
+            yield from (Run(*world, 8, 8, arm, r, "sgd") for r in RATES["sgd"])
+
+
+def batches() -> Iterator[Run]:
+    """The same for a smaller and a larger batch; the larger has half the steps, of four times the
+    responses."""
+    for world in WORLDS:
+        for arm in ("all", "top"):
+            yield from (Run(*world, 4, 4, arm, r) for r in RATES["adamw"])
+            yield from (Run(*world, 32, 8, arm, r, steps=100) for r in RATES["adamw"][2:])
+
+
+def deciding() -> Iterator[Run]:
+    """Three bases, four seeds, each arm at the learning rate that the screening chose for it; the
+    controls with one seed a base.  Seed after seed of all cells."""
+    for seed in range(4):
+        for cell, optimizer, arms in DECIDING:
+            for base, arm in product(range(3), arms):
+                rate = chosen(*cell, arm, optimizer)
+                if rate and (arm not in ("random", "filler") or seed == 0):
+                    yield Run(*cell, arm, rate, optimizer, base, seed)
+
+
+PLAN = (screening, deciding, batches)
+
+
+def chosen(share: float, entropy: float, P: int, G: int, arm: str, optimizer: str) -> float:
+    """The learning rate with the best score among the screening's; a control, which was not
+    screened, takes that of top.  0 where nothing is done yet."""
+    for name in (arm, "top"):
+        tried = [Run(share, entropy, P, G, name, r, optimizer) for r in RATES[optimizer]]
+        if tried := [r for r in tried if r.done()]:
+            return max(tried, key=lambda r: r.summary()["score"]).rate
+    return 0.0
+
+
+# ---------------------------------------------------------------------- the runs
+
+
+def work(run: Any, stop: Callable[[], bool], split: str = "test") -> None:
+    """Make the run, or go on with it, unless another process is at it; measure it on `split`."""
+    folder = run.folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        if run.done():
+            return
+        c, clock = run.config(), files.Clock()
+        model, world, splits, _ = open_task(c, torch.device("cpu"), stop)
+        state = fork_gpt.begin(model, splits["train"], c, clock)
+        log = files.Log(folder, False, False)
+        if found := checkpoint.found(folder / "checkpoints"):
+            parallel.load(found[-1], state)
+        log.begin(state.step, c.steps, f"rlvr {c.keep}")
+        fork_gpt.train(state, world, splits, c, log, stop)
+        found, _ = measure(state.policy, world, splits[split], c)
+        lines = [json.loads(x) for x in open(folder / "metrics.jsonl")]
+        summary = asdict(run) | summarise(lines) | dict(
+            {split: found["accuracy"]}, arithmetic=found["arithmetic"], truncated=found["truncated"]
+        )  # fmt: skip
+        files.write_json(folder / "summary.json", summary | clock.seconds())
+        shutil.rmtree(folder / "checkpoints")
+
+
+def summarise(lines: list[dict]) -> dict:
+    """A run's log -> its score, its looks at validation, what it sampled by quarters of its steps,
+    and the columns by kind of token at first and at last (means of a tenth of the steps) and in
+    all."""
+    looks = [x["val_accuracy"] for x in lines if "val_accuracy" in x]
+    n = len(lines)
+
+    def mean(key: str, a: float = 0, b: float = 1) -> float:
+        return float(np.mean([x[key] for x in lines[int(a * n) : max(int(b * n), 1)]]))
+
+    out = dict(score=float(np.mean(looks[-2:])), looks=looks)
+    out["quarters"] = [mean("accuracy", q / 4, q / 4 + 0.25) for q in range(4)]
+    for key in ("precision", "recall", *(f"entropy_{k}" for k in KINDS)):
+        out[key] = [mean(key, 0, 0.1), mean(key, 0.9), mean(key)]
+    kl = {k: mean(f"kl_{k}") for k in KINDS}
+    return out | dict(kl=kl, grad_norm=mean("grad_norm"), clipped=mean("clip_fraction"))
+
+
+# ---------------------------------------------------------------------- what was found
+
+
+def look(share: float, entropy: float, seed: int) -> dict:
+    """A base model before any training: accuracy on validation, what kinds its tokens are and how
+    uncertain, the percentiles that the paper reports, and what the top 20% would keep: recall and
+    precision of decisions, and `nu`, the dropped share of the noise's energy, sum of 1 - sum p^2.
+    """
+    path = OUT / f"base-{share}-{entropy}-{seed}.json"
+    if path.exists():
+        return files.read_json(path)
+    c = Config(model=str(base_of(share, entropy, seed)), **world_of(share, entropy), device="cpu")
+    model, world, splits, _ = open_task(c, torch.device("cpu"), lambda: False)
+    found, samples = measure(model, world, splits["val"], c)
+    kinds = torch.tensor(world.kinds(samples.tokens.tolist()))[samples.response]
+    h, decided = samples.entropy, kinds == KINDS.index("decisions")
+    top, tau = top_entropy(h, 0.2)
+    parts = (samples.sequences([b]) for b in range(len(samples.finished)))
+    energy = torch.cat([alternatives(model, s, 1)[-1] for s in parts]).square()
+    record = dict(share=share, entropy=entropy, base=seed, accuracy=found["accuracy"], tau=tau)
+    d = distribution(h)
+    record |= {"arithmetic": found["arithmetic"], "p50": d["p50"], "p80": d["p80"]}
+    record |= {"below_0.01": d["below_0.01"], "nu": (energy[~top].sum() / energy.sum()).item()}
+    record["recall"] = (top & decided).sum().item() / decided.sum().item()
+    record["precision"] = (top & decided).sum().item() / top.sum().item()
+    for i, name in enumerate(KINDS):
+        mine = kinds == i
+        record[name] = dict(share=mine.float().mean().item())
+        record[name] |= dict(entropy=h[mine].mean().item()) if mine.any() else {}
+    files.write_json(path, record)
+    return record
+
+
+def cells() -> list[dict]:
+    """Each cell (a world, a batch, an optimizer): what its base is like; of every arm the best
+    score of the screening and its learning rate, and of the runs at that rate the accuracies on
+    test, the columns by kind, and the difference from `all` and from `top`."""
+    found, out = {}, []
+    for run in (r for part in PLAN for r in part() if r.done()):
+        cell = run.share, run.entropy, run.prompts, run.group, run.optimizer
+        found.setdefault(cell, {}).setdefault(run.arm, {})[run] = run.summary()
+    for cell, arms in found.items():
+        chose = [s for runs in arms.values() for r, s in runs.items() if r.base == r.seed == 0]
+        best = {a: max((s for s in chose if s["arm"] == a), key=lambda s: s["score"]) for a in arms}
+        mine = {a: [s for s in arms[a].values() if s["rate"] == best[a]["rate"]] for a in arms}
+        test = {a: [s["test"] for s in x] for a, x in mine.items()}
+        sd, df = pooled([*test.values()])
+        row = dict(zip("share entropy prompts group optimizer".split(), cell, strict=True))
+        row |= dict(sd=sd if df else None, df=df, arms={}, base=[look(*cell[:2], 0)])
+        row["base"] += [look(*cell[:2], b) for b in (1, 2)] if df else []
+        for a, x in mine.items():
+            row["arms"][a] = arm = {k: best[a][k] for k in ("score", "rate")} | dict(test=test[a])
+            for k in ("precision", "recall", *(f"entropy_{kind}" for kind in KINDS)):
+                arm[k] = np.mean([s[k] for s in x], 0).tolist()  # at first, at last, in all
+            for k in ("arithmetic", "truncated", "grad_norm"):
+                arm[k] = float(np.mean([s[k] for s in x]))
+            arm["kl"] = {kind: float(np.mean([s["kl"][kind] for s in x])) for kind in KINDS}
+            for other in ({"all", "top"} & mine.keys()) - {a}:
+                arm[f"score_minus_{other}"] = best[a]["score"] - best[other]["score"]
+                arm[f"minus_{other}"] = difference(test[a], test[other], sd, df)
+        out.append(row)
+    return out
+
+
+def correlation(cells: list[dict]) -> dict:
+    """Recall on the base against top minus all over the screened cells of AdamW: rank correlation,
+    and with each world left out."""
+    cells = [c for c in cells if c["optimizer"] == "adamw" and {"top", "all"} <= c["arms"].keys()]
+    pairs = [
+        ((c["share"], c["entropy"]), c["base"][0]["recall"], c["arms"]["top"]["score_minus_all"])
+        for c in cells
+    ]
+    left = {}
+    for world in dict.fromkeys(p[0] for p in pairs):
+        rest = [p[1:] for p in pairs if p[0] != world]
+        left[f"{world[0]:g} {world[1]:g}"] = spearman(*zip(*rest, strict=True))
+    return dict(rank=spearman(*list(zip(*pairs, strict=True))[1:]), left_out=left, n=len(pairs))
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    torch.set_num_threads(1)  # a part of the bases' names
+    if argv not in ([], ["--plan"], ["--table"]):
+        raise UserError("python -m study.grid takes --plan, --table or nothing")
+    stop = files.stop_on_signal()
+    for part in PLAN:
+        runs = list(part()) if argv else part()
+        if argv == ["--plan"]:
+            done = [r.summary()["cpu_seconds"] for r in runs if r.done()]
+            print(f"{part.__name__}: {len(done)} of {len(runs)}, {sum(done) / 3600:.2f} CPU-hours")
+        for run in runs if not argv else ():
+            if not run.done():
+                work(run, stop)
+            if stop():
+                raise KeyboardInterrupt
+        while not argv and not all(run.done() for run in part()):  # another process's last ones
+            time.sleep(5)
+    if argv == ["--table"]:
+        record = dict(cells=(found := cells()), correlation=correlation(found))
+        files.write_atomic(RESULTS / "grid.json", json.dumps(record, allow_nan=False).encode())
+        done = [r.summary() for part in PLAN for r in part() if r.done()]
+        lines = "".join(json.dumps(s) + "\n" for s in done)
+        files.write_atomic(RESULTS / "grid.jsonl", lines.encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(files.command("-m study.grid", main, sys.argv[1:]))

@@ -1,0 +1,170 @@
+"""The plan against a dry run: 32B on 128 GPUs with no memory behind its tensors."""
+
+import json
+import re
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import fork_gpt  # noqa: E402
+import model as network  # noqa: E402
+import parallel  # noqa: E402
+from fork_gpt import Config  # noqa: E402
+from infra import memory  # noqa: E402
+from infra.memory import cut  # noqa: E402
+from model import SIZES  # noqa: E402
+from rollout import Sampling, Slots  # noqa: E402
+
+SHAPE, DP, TP, G = SIZES["Qwen3-32B"], 16, 8, 2**30
+PAPER = Config(
+    model="Qwen3-32B", data="x", dtype="bfloat16", recompute=True, tp=TP, prompts=512, group=16,
+    updates=16, oversample=3.0, max_prompt=2048, max_new=20480, microbatch=22528, rows=32,
+)  # fmt: skip
+
+
+class Bytes(TorchDispatchMode):
+    """Counts what the tensors that are alive would take, and the collectives."""
+
+    def __init__(self):
+        super().__init__()
+        self.live, self.now, self.peak, self.calls = {}, 0, 0, {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = func.__name__.split(".")[0].strip("_")
+        if func.namespace == "c10d":
+            self.calls[name] = self.calls.get(name, 0) + 1
+        for x in tree_leaves((out, args)):
+            if type(x).__name__ == "FakeTensor" and x.device.type != "meta":
+                self.count(x.untyped_storage())
+        self.peak = max(self.peak, self.now)
+        return out
+
+    def count(self, storage: torch.UntypedStorage) -> None:
+        key, n = storage._cdata, storage.nbytes()
+        if key not in self.live:
+            weakref.finalize(storage, self.drop, key)
+        self.now += n - self.live.get(key, 0)
+        self.live[key] = n
+
+    def drop(self, key: int) -> None:
+        self.now -= self.live.pop(key)
+
+
+def dry_run() -> dict:
+    """One rank of 128: a decode step of all rows, then an update of one micro-batch."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=DP * TP)
+    parallel.HERE = parallel.arranged(TP, torch.device("cpu"))
+    count, resize = Bytes(), torch.UntypedStorage.resize_
+
+    def resized(storage: torch.UntypedStorage, n: int) -> torch.UntypedStorage:
+        out = resize(storage, n)  # how FSDP frees and takes: no operation shows it
+        if storage._cdata in count.live:
+            count.count(storage)
+        count.peak = max(count.peak, count.now)
+        return out
+
+    torch.UntypedStorage.resize_ = resized
+    c, found = PAPER, {}
+    length, lengths = c.max_prompt + c.max_new, [c.microbatch]
+    kept = int(c.rho * c.max_new)
+    with FakeTensorMode(allow_non_fake_inputs=True), count:
+        model = parallel.shard(SHAPE, 151_669, torch.bfloat16)
+        model.recompute = True
+        state = [torch.zeros_like(p) for p in model.masters for _ in (0, 1)]
+        found["at rest"], count.peak, count.calls = count.now, 0, {}
+        with torch.no_grad(), parallel.whole(model) as plain:
+            stream = torch.zeros(c.rows, dtype=torch.long)
+            slots = Slots(plain, Sampling(), 0, stream, c.rows, length, c.max_new)
+            slots.n, slots.longest = c.rows, length - 1
+            slots.step()
+            del slots
+        found["rollout"], count.peak = count.peak, 0
+        found["calls of a decode step"], count.calls = count.calls, {}
+        ids = torch.zeros(c.microbatch, dtype=torch.long)
+
+        def packed(_, q, k, v):
+            return network.attend(q, k, v, None, lengths)
+
+        # the bookkeeping of lengths is by numbers, and fake tensors have none
+        model.hidden = lambda tokens, _: model.backbone(tokens, ids, packed)
+        logprobs, _ = model(ids, None, ids[:kept], ids[:kept])
+        logprobs.sum().backward()
+        found["update"], found["calls of a micro-batch"] = count.peak, count.calls
+        del state
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(dry_run()))
+
+
+@pytest.fixture(scope="module")
+def found() -> dict:
+    out = subprocess.run([sys.executable, __file__], capture_output=True, text=True, timeout=600)
+    assert out.returncode == 0, out.stderr[-2000:]
+    return json.loads(out.stdout.splitlines()[-1])
+
+
+def test_32b_needs_what_the_plan_says(found):
+    """Every rank's peak within 15% of the table, in both phases."""
+    parts = memory.preflight(cut(SHAPE, TP), PAPER, "cpu", dp=DP)
+    rest = parts["weights"] + parts["optimizer"]
+    assert found["at rest"] == pytest.approx(rest, rel=0.01)
+    own = parts["samples"]  # of one decode step's buffers there are fewer
+    totals = memory.peaks(parts)
+    assert found["rollout"] == pytest.approx(totals["rollout"] - own, rel=0.15)
+    assert found["update"] == pytest.approx(totals["update"] - own, rel=0.15)
+
+
+def test_the_collectives_are_those_that_parallel_py_names(found):
+    """Of L blocks, with activation checkpointing and a head of two chunks, computed twice."""
+    L, chunks = SHAPE.n_layer, 2
+    decode = dict(allgather_base=L + 1, allreduce=2 * L + 1, allgather=1)  # weights once a rollout
+    assert found["calls of a decode step"] == decode
+    sums = L * (2 + 1 + 2) + 1 + chunks * (2 + 2 + 1)
+    batch = dict(allgather_base=2 * L + 1, allreduce=sums, reduce_scatter_base=L + 1)
+    assert found["calls of a micro-batch"] == batch
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--plan", "16x8", "--tp", "8"], "dp 16 x tp 8"),
+        (["--plan", "1x8", "--tp", "8"], "do not fit: .*; 2 x 8 GPUs would do"),
+        (["--plan", "1x8", "--tp", "8", "--gpu", "141"], r"--rows \d+ of 22,528"),
+    ],
+)
+def test_the_command_needs_no_weights(flags, says, capsys):
+    common = "--model Qwen3-32B --data x --dtype bfloat16 --recompute --prompts 512 --group 16 "
+    common += "--updates 16 --oversample 3 --rounds 10 --max-new 20480 --microbatch 22528 --rows 32"
+    assert fork_gpt.main([*flags, *common.split()]) == 0
+    assert re.search(says, capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "flags, why",
+    [
+        ("--plan 16", "NODESxGPUS"),
+        ("--plan 1x8 --tp 16", "--tp 16"),
+        ("--plan 1x5 --tp 5", "must divide n_head"),
+        ("--plan 1x8 --gpu 0", "--gpu 0.0"),
+        ("--gpu 80", "needs --plan"),
+    ],
+)
+def test_a_plan_that_cannot_be(flags, why, capsys):
+    assert fork_gpt.main([*flags.split(), "--model", "Qwen3-32B"]) == 2
+    assert why in capsys.readouterr().err
