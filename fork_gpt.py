@@ -30,7 +30,6 @@ samples and computes with a bf16 copy, cast anew after every optimizer step.
 """
 
 import copy
-import hashlib
 import math
 import sys
 import time
@@ -51,8 +50,9 @@ from infra.plan import Plan, plan
 from model import Transformer
 from rollout import Rollout, Sampling, uniform
 from tasks import ask as asking
-from tasks.ask import World, ask, draw, measure, open_task, seed_of, show
+from tasks.ask import World, ask, draw, open_task, seed_of, show
 from tasks.countdown import KINDS
+from tasks.maths import FORMS
 from tasks.pretrain import make_optimizer
 
 NAMES, PART = " ".join(KINDS), "keep top bottom random"  # who takes a share of the tokens
@@ -62,19 +62,21 @@ NAMES, PART = " ".join(KINDS), "keep top bottom random"  # who takes a share of 
 class Config:
     """Everything a run depends on; `--help` is this list."""
 
-    out: str = flag("", "run folder; by default runs/KEEP-rhoRHO-seedSEED", group="run")
-    resume: str = flag("", "continue the run in this folder; takes no other flag")
+    out: str = flag("", "run folder; its default says model, data, mask, seed", group="run")
+    resume: str = flag("", "go on with the run in this folder; flags marked * may be given anew")
     seed: int = flag(0, "of the sampler, the data order and the random mask", "[0, 1e18)")
-    device: str = flag("auto", "where to run; auto takes the best there is", "auto cuda mps cpu")
-    tp: int = flag(1, "processes of torchrun that hold one model together", "[1, inf)")
-    threads: int = flag(1, "CPU threads; one is the fastest per CPU-second", "[1, inf)")
-    dtype: str = flag("float32", "of the compute; master weights are fp32", "float32 bfloat16")
-    recompute: bool = flag(False, "activation checkpointing: a third more compute, less memory")
-    rows: int = flag(512, "responses sampled at a time; each has its KV cache", "[1, inf)")
-    microbatch: int = flag(2048, "tokens at a time; changes speed and memory alone", "[1, inf)")
+    device: str = flag("auto", "where to run", "auto cuda mps cpu", free=True)
+    tp: int = flag(1, "processes of torchrun that hold one model", "[1, inf)", free=True)
+    threads: int = flag(1, "CPU threads; one is the fastest per CPU-second", "[1, inf)", free=True)
+    dtype: str = flag("float32", "of the compute", "float32 bfloat16", maths="bfloat16")
+    recompute: bool = flag(False, "activation checkpointing: slower, less memory", free=True)
+    rows: int = flag(0, "responses sampled at a time; auto: what fits", "auto [1, inf)", free=True)
+    microbatch: int = flag(2048, "tokens at a time", "[1, inf)", maths=16384, free="pool minibatch")
     model: str = flag("", "published Qwen3 folder to train, or a small-world run", group="model")
-    data: str = flag("", "mathematics problems, JSONL or parquet, by commas", needs="model")
-    template: str = flag("boxed", "how they are put", "boxed answer chat think", needs="data")
+    data: str = flag("", "mathematics problems, JSON or parquet, by commas", needs="model")
+    eval_data: str = flag("", "measured instead of held-out problems", needs="data", free=True)
+    template: str = flag("boxed", "how they are put", " ".join(FORMS), needs="data")
+    system: str = flag("", "system prompt of a chat template", needs="data")
     verifier: str = flag("", "how answers are read", "auto boxed answer dapo", needs="data")
     max_prompt: int = flag(2048, "tokens; longer problems are dropped", "[1, inf)", needs="data")
     holdout: float = flag(0.02, "share for validation, and for test", "[0, 0.5]", needs="data")
@@ -85,25 +87,23 @@ class Config:
     entropy: str = flag("current", "whose rank", "current rollout base", needs="keep top bottom")
     pool: str = flag("minibatch", "that a share is taken of", "minibatch microbatch", needs=PART)
     normalize: str = flag("kept", "the loss is divided by this count of tokens", "kept all")
-    steps: int = flag(54, "rollouts", "[1, inf)", group="step")
-    prompts: int = flag(32, "groups trained on per rollout", "[1, inf)")
-    group: int = flag(8, "responses per prompt", "[2, inf)")
-    updates: int = flag(4, "optimizer steps per rollout", "[1, inf)")
+    steps: int = flag(54, "rollouts", "[1, inf)", maths=300, free="rho_end 0.0", group="step")
+    prompts: int = flag(32, "groups trained on per rollout", "[1, inf)", maths=64)
+    group: int = flag(8, "responses per prompt", "[2, inf)", maths=16)
+    updates: int = flag(4, "optimizer steps per rollout", "[1, inf)", maths=2)
     oversample: float = flag(1.5, "problems drawn per group still missing, each round", "[1, inf)")
-    rounds: int = flag(2, "rounds of dynamic sampling at most", "[1, inf)")
-    max_new: int = flag(160, "response tokens at most", "[1, inf)")
-    overlong: int = flag(0, "last tokens with a soft penalty (DAPO: 4096); 0 is off", "[0, inf)")
+    rounds: int = flag(2, "rounds of dynamic sampling at most", "[1, inf)", maths=10)
+    max_new: int = flag(160, "response tokens at most", "[1, inf)", maths=20480)
+    overlong: int = flag(0, "last tokens with a soft penalty; 0: off", "[0, inf)", maths=4096)
     temperature: float = flag(1.0, "of samples, log-probs and entropies alike", "[0, inf)")
     clip_low: float = flag(0.2, "lower clip of the ratio", "(0, 1)")
     clip_high: float = flag(0.28, "upper clip of the ratio", "(0, inf)")
-    dual_clip: float = flag(
-        0.0, "bound of the ratio where A < 0 (script: 10); 0 is off", "[0, inf)"
-    )
-    optimizer: str = flag("adamw", "sgd is plain: no momentum, no weight decay", "adamw sgd")
-    lr: float = flag(1.5e-4, "constant after the warm-up; sgd: 0.05, hardly searched", "[0, inf)")
-    warmup: int = flag(0, "optimizer steps of linear warm-up", "[0, inf)")
-    weight_decay: float = flag(0.1, "on matrices", "[0, inf)", needs="optimizer adamw")
-    beta2: float = flag(0.999, "AdamW's; beta1 is 0.9", "[0, 1)", needs="optimizer adamw")
+    dual_clip: float = flag(0.0, "ratio at most where A < 0; 0: off", "[0, inf)", maths=10.0)
+    optimizer: str = flag("adamw", "adamw8: 6 bytes a parameter less", "adamw adamw8 sgd")
+    lr: float = flag(1.5e-4, "after the warm-up; sgd takes 0.05", "[0, inf)", maths=1e-6)
+    warmup: int = flag(0, "optimizer steps of linear warm-up", "[0, inf)", maths=10)
+    weight_decay: float = flag(0.1, "on matrices", "[0, inf)", needs="optimizer adamw adamw8")
+    beta2: float = flag(0.999, "AdamW's; beta1 is 0.9", "[0, 1)", needs="optimizer adamw adamw8")
     grad_clip: float = flag(1.0, "gradient norm at most", "[0, inf)")
     size: str = flag("tiny", "base model, a name of model.py", group="world", needs="no model")
     pretrain_steps: int = flag(3200, "of the base model", "[1, inf)", needs="no model")
@@ -115,13 +115,13 @@ class Config:
     attempts: int = flag(6, "failures after which a base trace stops", "[1, inf)", needs="no data")
     filler_share: float = flag(0.0, "share of filler words", "[0, 0.57]", needs="no data")
     filler_entropy: float = flag(0.69, "nats of each", "(0, 2.07]", needs="filler_share")
-    save_every: int = flag(10, "steps between checkpoints", "[1, inf)", group="measuring")
-    eval_every: int = flag(30, "steps between looks at validation; 0 is never", "[0, inf)")
-    eval_k: int = flag(4, "samples per problem when measuring", "[1, inf)")
-    eval_problems: int = flag(0, "problems measured at most; 0 is all", "[0, inf)")
-    snapshot_every: int = flag(9, "steps between copies of the weights for the study", "[0, inf)")
-    wandb: bool = flag(False, "log to Weights & Biases as well, where wandb is installed")
-    tensorboard: bool = flag(False, "log to TensorBoard as well, where tensorboard is installed")
+    save_every: int = flag(1, "steps to a checkpoint", "[1, inf)", group="measuring", free=True)
+    eval_every: int = flag(30, "steps to a look; 0: never", "[0, inf)", maths=20, free=True)
+    eval_k: int = flag(4, "samples per problem when measuring", "[1, inf)", free=True)
+    eval_problems: int = flag(0, "problems at most; 0: all", "[0, inf)", maths=64, free=True)
+    snapshot_every: int = flag(9, "steps to kept weights; 0: never", "[0, inf)", maths=0, free=True)
+    wandb: bool = flag(False, "log to Weights & Biases as well, where it is installed", free=True)
+    tensorboard: bool = flag(False, "log to TensorBoard as well, where it is installed", free=True)
 
 
 # ---------------------------------------------------------------------- the mask
@@ -221,7 +221,8 @@ def update(
         entropies = [p.entropy for p in packed]
     else:
         with torch.no_grad():
-            entropies = [model(*p.scored(), c.temperature)[1] for p in packed]
+            parted = parallel.attended("entropies", packed)
+            entropies = [model(*p.scored(), c.temperature)[1] for p in parted]
     if not all(h.isfinite().all() for h in entropies):
         raise UserError("the policy's entropies are not finite; start again with a lower --lr")
     # One threshold for the whole mini-batch, on all ranks: a threshold for each micro-batch would
@@ -241,7 +242,8 @@ def update(
         with torch.no_grad():
             again, _ = model(*packed[0].scored(), c.temperature)
         dlogp = (again - packed[0].logprobs).abs().tolist()
-    for part, p, m in zip(parts, packed, mask.split([len(h) for h in entropies]), strict=True):
+    work = [*zip(parts, packed, mask.split([len(h) for h in entropies]), strict=True)]
+    for part, p, m in parallel.attended("update", work):
         # Only kept rows meet the vocabulary: the logits are the largest tensor of the step.
         logprobs, _ = model(*p.scored(m), c.temperature)  # (K,)
         A = advantages[part].to(device).repeat_interleave(p.lengths()[: len(part)])[m]  # (K,)
@@ -262,10 +264,9 @@ def tally(c: Config, h: Tensor, kinds: Tensor, number: Tensor, N: int, mask: Ten
     decision, whole = kinds == KINDS.index("decisions"), mask
     if c.pool == "microbatch" and c.keep in ("top", "bottom"):
         whole, _ = keep_mask(c, h, kinds, number, N, 0)
-    shares = dict(tokens=mask | True, kept=mask, dropped=~mask, shared=whole & mask)
-    shares |= dict(decisions=decision, hits=decision & mask)
-    heat = dict(h=h, h_kept=h[mask], h_dropped=h[~mask])
-    return Counter({k: x.sum().item() for k, x in (shares | heat).items()})
+    out = dict(tokens=mask | True, kept=mask, dropped=~mask, shared=whole & mask)
+    out |= dict(decisions=decision, hits=decision & mask, h=h, h_kept=h[mask], h_dropped=h[~mask])
+    return Counter({k: x.sum().item() for k, x in out.items()})
 
 
 def columns(sums: Counter, c: Config) -> dict[str, float]:
@@ -375,8 +376,8 @@ def step(state: State, world: World, problems: list, c: Config) -> dict:
         metrics |= asking.by_kind(state.policy, samples, c.temperature)
     metrics["rollout_tok_s"] = metrics["sampled_tokens"] / (sampled - clock)
     metrics["update_tok_s"] = sums["N"] / (trained - sampled)
-    spent = dict(seconds=trained - clock, cpu_seconds=time.process_time() - cpu)
-    return dict(step=state.step) | metrics | spent
+    metrics |= dict(seconds=trained - clock, cpu_seconds=time.process_time() - cpu)
+    return dict(step=state.step) | metrics
 
 
 # ---------------------------------------------------------------------- the run
@@ -391,11 +392,9 @@ def train(
         while state.step < c.steps:
             line = step(state, world, splits["train"], c)
             last = state.step == c.steps
-            if splits["val"] and c.eval_every and (last or state.step % c.eval_every == 0):
-                found, _ = measure(state.policy, world, splits["val"], c)
-                found["low"], found["high"] = found.pop("interval")
-                line |= {f"val_{k}": v for k, v in found.items()}
-            log.write(line)
+            if c.eval_every and (last or state.step % c.eval_every == 0):
+                line |= asking.validate(state.policy, world, splits, c)
+            log.write(line, asking.remark(line, c))
             if c.snapshot_every and state.step % c.snapshot_every == 0:
                 weights.save_snapshot(log.folder, state.step, parallel.state_of(state.policy))
             stopping = parallel.here().any(stop())
@@ -412,13 +411,17 @@ def run(c: Config, stop: Callable[[], bool]) -> dict:
     torch.set_num_threads(c.threads)
     with parallel.joined(c.tp, weights.device(c.device)) as ranks:
         folder = claim_folder(c, write=False)  # refuse early; what cannot open leaves nothing
+        if summary := checkpoint.done(folder, c.steps):
+            return summary
         model, world, splits, earlier = open_task(c, weights.device(c.device), stop)
-        print(memory.check(model, world, splits, c, ranks.dp))
+        rows, table = memory.check(model, world, splits, c, ranks.dp)
+        c = replace(c, rows=min(ranks.gather(rows)))
+        print(f"{flags.taken(c)}\n{table}")
         log = files.Log(folder, c.wandb, c.tensorboard)
         claim_folder(c)
         print(f"run folder {folder}: " + str({k: len(p) for k, p in splits.items()}) + " problems")
         state = begin(model, splits["train"], c, clock)
-        looks = show("base", state.policy, world, splits["test"], c)
+        looks = show("base", state.policy, world, splits["test"], c, folder / "base.pt")
         if found := checkpoint.found(folder / "checkpoints"):
             parallel.load(found[-1], state)
         else:
@@ -427,11 +430,7 @@ def run(c: Config, stop: Callable[[], bool]) -> dict:
                 weights.save_snapshot(folder, 0, parallel.state_of(state.policy))
         log.begin(state.step, c.steps, f"rlvr {c.keep}")
         train(state, world, splits, c, log, stop)
-        if c.data:
-            parallel.export(state.policy, c.model, folder / "model", world.tokenizer().eos)
-        else:
-            kept = parallel.state_of(model)
-            weights.save_model(folder, model.full_shape, world.tokenizer().words, kept)
+        asking.save(folder, model, world, c)
         looks |= show("final", state.policy, world, splits["test"], c)
     if not ranks.first:
         return {}
@@ -443,9 +442,9 @@ def run(c: Config, stop: Callable[[], bool]) -> dict:
 
 def claim_folder(c: Config, write: bool = True) -> Path:
     """The run's folder, its config noted there or compared with the one that is."""
-    folder = Path(c.out or f"runs/{c.keep}-rho{c.rho:g}-seed{c.seed}")
+    folder = asking.folder_of(c)
     mine = {k: v for k, v in asdict(c).items() if k not in ("out", "resume")}
-    files.claim(folder, mine, write)
+    files.claim(folder, mine, write, flags.free(c))
     return folder
 
 
@@ -453,23 +452,21 @@ def begin(model: Transformer, problems: list, c: Config, clock: files.Clock) -> 
     """Everything as it is before the first step."""
     policy = parallel.compute_copy(model, getattr(torch, c.dtype))
     policy.recompute = c.recompute
-    masters = parallel.masters(model)
-    optimizer = make_optimizer(masters, c.lr, c.weight_decay, c.beta2, c.optimizer)
-    digest = hashlib.sha256(repr(problems).encode()).hexdigest()[:16]
+    optimizer = make_optimizer(parallel.masters(model), c.lr, c.weight_decay, c.beta2, c.optimizer)
     if c.entropy == "base" and parallel.here().mesh:
         raise UserError("--entropy base needs a second whole model: one process alone has it")
     base = copy.deepcopy(policy) if c.entropy == "base" else None
-    return State(model, policy, optimizer, base, clock, digest)
+    return State(model, policy, optimizer, base, clock, asking.digest(problems, c))
 
 
 def configure(given: dict) -> Config:
     """Flags by field name -> Config; UserError for a value that no run can have."""
-    if folder := given.get("resume"):
-        if others := [flags.option(k) for k in given if k != "resume"]:
-            raise UserError(f"--resume takes its flags from the run folder; drop {others[0]}")
-        given = files.read_config(folder, Config) | dict(out=folder)
-    c = Config(**given)
+    given = flags.resumed(Config, given) if given.get("resume") else given
+    usual = flags.defaults(Config, bool(given.get("data")))
+    c = Config(**usual | given)
     flags.check(c)
+    if "overlong" not in given:  # the paper's share of its --max-new
+        c = replace(c, overlong=c.overlong * c.max_new // usual["max_new"])
     if not c.data:
         asking.countdown_of(c), asking.recipe_of(c)  # refuse what cannot be
     rules = [

@@ -249,14 +249,17 @@ class Log:
         self.bar.close()
         self.file.close()
 
-    def write(self, line: dict) -> None:
-        """Append a line, and give it to the loggers and the bar; its numbers must be finite."""
+    def write(self, line: dict, remark: str = "") -> None:
+        """Append a line, and give it to the loggers and the bar; its numbers must be finite.  A
+        remark stands above the bar."""
         self.file.write(json.dumps(line, allow_nan=False) + "\n")
         self.file.flush()
         for write in self.also:
             write(line)
         self.bar.set_postfix({k: f"{line[k]:.3g}" for k in self.SHOWN}, refresh=False)
         self.bar.update()
+        if remark:
+            self.bar.write(f"step {line['step']}: {remark}", file=sys.stderr)
 
     def sync(self) -> None:
         """Have every line on the disk."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import Field, field, fields
 from typing import Any, NoReturn
 
-from infra.files import UserError
+from infra.files import UserError, read_config
 
 KINDS = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
 
@@ -26,7 +26,7 @@ def flag(
     maths: Any = None,
     group: str = "",
     needs: str = "",
-    free: bool = False,
+    free: bool | str = False,
 ) -> Any:
     """A config field: its default and its line of --help.
 
@@ -34,7 +34,8 @@ def flag(
     in, "(0, 1]"; "auto [1, inf)" may be 0 as well, typed `auto`.  `maths`: the default where --data
     is given.  `group`: the heading of it and of the fields after it.  `needs`: who reads it, "data"
     (only if --data is given), "no data", or "keep top bottom" (only if --keep is one of these).
-    `free`: it cannot change what is learned, so a run may go on with another value.
+    `free`: it cannot change what is learned, or not in a run with "pool minibatch", which may
+    therefore go on with another value.
     """
     maths = default if maths is None else maths
     about = dict(text=text, allowed=allowed, maths=maths, group=group, needs=needs, free=free)
@@ -46,9 +47,34 @@ def defaults(kind: type, maths: bool) -> dict:
     return {f.name: f.metadata["maths"] if maths else f.default for f in fields(kind)}
 
 
-def free(kind: type) -> set[str]:
-    """The fields that a run may go on with another value of."""
-    return {f.name for f in fields(kind) if f.metadata["free"]}
+def free(config: Any) -> set[str]:
+    """The fields that a run of this config may go on with another value of."""
+
+    def may(where: bool | str) -> bool:
+        name, *words = where.split() if type(where) is str else ("",)
+        return str(getattr(config, name)) in words if words else bool(where)
+
+    return {f.name for f in fields(config) if may(f.metadata["free"])}
+
+
+def resumed(kind: type, given: dict) -> dict:
+    """The flags of the run in the folder `given["resume"]` and those given anew.  UserError for one
+    that would change what is learned."""
+    folder = given["resume"]
+    saved = read_config(folder, kind) | dict(out=folder)
+    fixed = {k for k in given if given[k] != saved.get(k)} - free(kind(**saved)) - {"resume"}
+    if fixed:
+        raise UserError(f"{option(min(fixed))} cannot change in a run that has begun, {folder}")
+    return saved | given | dict(resume="")
+
+
+def taken(config: Any) -> str:
+    """What a config has by default and would not have with, or without, --data."""
+    both = defaults(type(config), False), defaults(type(config), True)
+    usual, maths = both[bool(config.data)], bool(config.data)
+    same = {k: v for k, v in usual.items() if both[0][k] != both[1][k] and getattr(config, k) == v}
+    world = "for --data" if maths else "of the small world"
+    return f"defaults {world}: {' '.join(typed(same))}"
 
 
 def option(name: str) -> str:

@@ -46,14 +46,14 @@ from infra.files import UserError
 from infra.flags import flag
 from model import Transformer
 from rollout import Sampling
-from tasks.ask import World, ask, fitting, interval, open_world, seed_of
-from tasks.maths import read_sets, template_of
+from tasks.ask import World, ask, digest, fitting, interval, open_world, seed_of
+from tasks.maths import read_sets
 
 # the flags of a run that an evaluation reads; what the run's config.json says is their default
 ANYWHERE = "model out seed device tp threads dtype rows max_new temperature".split()
-MATHS = "data template verifier max_prompt skip_bad".split()
+MATHS = "data template system verifier max_prompt skip_bad".split()
 SMALL = "n_numbers max_number max_value ops attempts filler_share filler_entropy".split()
-INHERITED = ["dtype", "rows", "max_new", "template", "verifier", *SMALL]
+INHERITED = ["dtype", "max_new", "template", "system", "verifier", *SMALL]
 
 
 @dataclass(frozen=True)
@@ -264,19 +264,15 @@ def measured(c: Config, e: Evaluation, command: str, stop: Callable[[], bool]) -
     device = weights.device(c.device)
     # the same paths may come to hold a model trained further, or other problems
     norm = parallel.full(model, "model.norm.weight").contiguous().view(torch.uint8).cpu().numpy()
-    digests = {"weights": norm, "problems": repr(sets).encode()}
-    mine = {
-        k: getattr(c, k) for k in (*ANYWHERE, *MATHS, *SMALL) if k not in ("out", "tp")
-    } | asdict(e)
-    mine |= {k: hashlib.sha256(v).hexdigest()[:16] for k, v in digests.items()}
-    mine["device"] = str(device)
-    rows, table = memory.check(
-        model, world, sets, replace(c, group=1, eval_k=e.k, eval_problems=0), False
-    )
+    asked = replace(c, group=1, eval_k=e.k, eval_problems=0)
+    rows, table = memory.check(model, world, sets, asked, parallel.here().dp, training=False)
     if not c.rows and (folder / "config.json").exists():  # they may decide how samples are numbered
         rows = files.read_json(folder / "config.json").get("rows") or rows
-    c, mine["rows"] = replace(c, rows=rows), rows
+    c = replace(c, rows=min(parallel.here().gather(rows)))
     print(table)
+    mine = {k: getattr(c, k) for k in (*ANYWHERE, *MATHS, *SMALL) if k not in ("out", "tp")}
+    mine |= asdict(e) | dict(weights=hashlib.sha256(norm).hexdigest()[:16])
+    mine |= dict(problems=digest([*sets.items()], c), device=str(device))
     for write in (False, True):  # refused where other files are: one may be the data itself
         files.claim(folder, mine, write)
     parallel.here().wait()  # for the folder

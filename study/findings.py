@@ -324,7 +324,8 @@ def continued(
     out = [
         ([], world.reward(p, tokenizer.decode(s))) for p, s in zip(problems, starts, strict=True)
     ]
-    going = [i for i, s in enumerate(starts) if s[-1:] != [tokenizer.eos] and len(s) < c.max_new]
+    ends = tokenizer.stops.values()
+    going = [i for i, s in enumerate(starts) if {*s[-1:]}.isdisjoint(ends) and len(s) < c.max_new]
     if going:
         begun, asked = ([x[i] for i in going] for x in (starts, problems))
         how = Sampling(c.temperature)

@@ -4,6 +4,7 @@
 and the study alike.  `open_task` is the one place where flags become a model and problems.
 """
 
+import hashlib
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from random import Random
@@ -17,7 +18,7 @@ from torch import Tensor
 import parallel
 from infra import files, weights
 from infra.files import UserError
-from infra.weights import check_room, from_pretrained, load_model, published
+from infra.weights import check_room, from_pretrained, load_model, published, save_model
 from model import Shape, Transformer
 from rollout import Rollout, Sampling, colour_trace, generate
 from tasks import maths, pretrain
@@ -148,8 +149,10 @@ def validate(model: Transformer, world: World, splits: dict[str, list], c: Any) 
     return out
 
 
-def why_nothing(line: dict, c: Any) -> str:
-    """Why a step with this line of metrics had nothing to learn from, and what to do."""
+def remark(line: dict, c: Any) -> str:
+    """Of a step that had nothing to learn from, by its line of metrics, why, and what to do."""
+    if line["groups"]:
+        return ""
     if line["accuracy"] == 0 and line["truncated"] > 0.9:
         why = f"all were cut at --max-new {c.max_new}: raise it, or check the --template"
     elif line["accuracy"] == 0:
@@ -292,6 +295,19 @@ def show(
 # ---------------------------------------------------------------------- from flags to problems
 
 
+def folder_of(c: Any) -> Path:
+    """Where a run is: --out, or a name that says model, data, mask and seed."""
+    data = "+".join(map(maths.set_name, c.data.split(",")))[:60]
+    task = f"{Path(c.model).resolve().name}-{data}-" if c.data else ""
+    return Path(c.out or f"runs/{task}{c.keep}-rho{c.rho:g}-seed{c.seed}")
+
+
+def digest(problems: list, c: Any) -> str:
+    """Of what a run is trained on: the problems as they are put, a template's file included."""
+    put = repr((problems, template_of(c.template), c.system) if c.data else problems)
+    return hashlib.sha256(put.encode()).hexdigest()[:16]
+
+
 def countdown_of(c: Any) -> Countdown:
     """The small world of a config."""
     keys = "n_numbers max_number ops max_value attempts filler_share filler_entropy".split()
@@ -401,3 +417,13 @@ def open_task(
     if not splits["train"]:
         raise UserError(f"{c.data}: no problem left to train on; see the counts above")
     return model, world, splits, earlier
+
+
+def save(folder: Path, model: Transformer, world: World, c: Any) -> None:
+    """What a run leaves: FOLDER/model, like the published folder that it came from, in the dtype
+    that computed; or FOLDER/model.pt of the small world."""
+    if c.data:
+        ends = world.generation(c.temperature)
+        parallel.export(model, c.model, folder / "model", ends, getattr(torch, c.dtype))
+    else:
+        save_model(folder, model.full_shape, world.tokenizer().words, parallel.state_of(model))
