@@ -304,7 +304,7 @@ def folder_of(c: Any) -> Path:
 
 def digest(problems: list, c: Any) -> str:
     """Of what a run is trained on: the problems as they are put, a template's file included."""
-    put = repr((problems, template_of(c.template), c.system) if c.data else problems)
+    put = repr((problems, template_of(c.template, c.system)) if c.data else problems)
     return hashlib.sha256(put.encode()).hexdigest()[:16]
 
 

@@ -30,7 +30,8 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ START = re.compile(
 END = re.compile(
     r'\n\nRemember to put your answer on its own line after "?Answer:[^\n]*\Z'
     r"|\s*(?:(?:Let['’]s think|Please (?:think|reason)) step by step[,.]?|Present the answer in"
-    r" LaTe?X format:)[^.\n]{0,60}(?:\\boxed\{[^{}]{0,20}\}|\"?####\"?)\.?\s*\Z"
+    r" (?i:latex) format:)[^.\n]{0,60}(?:\\boxed\{[^{}]{0,20}\}|\"?####\"?)\.?\s*\Z"
 )
 PROOF = re.compile(r"(?im)^\W*proof\b")
 WORDS = re.compile(r"\\(?:text\w*|math\w+|mbox)|[{}$\s]")
@@ -116,31 +117,39 @@ FORMS = (*TEMPLATES, "FILE")  # what --template may be
 
 
 @cache
-def template_of(name: str) -> Template:
-    """One of TEMPLATES, or a file with the whole of a conversation, `{problem}` in it and, where
-    the model writes, `{response}` with the token behind it that ends a text:
+def template_of(name: str, system: str = "") -> Template:
+    """One of TEMPLATES, a chat with a system prompt, or a file with a whole conversation: in it
+    `{problem}` and, where the model writes, `{response}` and the token that ends a text:
 
         Q: {problem} Put the answer in \\boxed{}.
         A: {response}<|endoftext|>
     """
-    if name in TEMPLATES:
-        return TEMPLATES[name]
-    if not Path(name).is_file():
-        raise UserError(f"--template {name}: it is no file and none of {', '.join(TEMPLATES)}")
-    try:
-        text = files.read_bytes(name).decode().replace("\r\n", "\n")
-    except UnicodeDecodeError as e:
-        raise UserError(f"{name}: is not UTF-8 at byte {e.start}") from None
+    form = TEMPLATES[name] if name in TEMPLATES else template_in(Path(name))
+    if system and not (name in TEMPLATES and form.text.startswith("<|im_start|>")):
+        raise UserError(f"--template {name} has no place for a --system")
+    if system:
+        form = replace(form, text=f"<|im_start|>system\n{braced(system)}<|im_end|>\n{form.text}")
+    return form
+
+
+def template_in(path: Path) -> Template:
+    """The template in a file.  UserError."""
+    if not path.is_file():
+        raise UserError(f"--template {path}: it is no file and none of {', '.join(TEMPLATES)}")
+    text = files.read_bytes(path).decode(errors="replace").replace("\r\n", "\n")
     text, written, end = text.partition("{response}")
     eos = re.match(r"<[^<>\s]+>", end)
     if not written or not eos or text.count("{problem}") != 1:
         what = "{problem} once and then {response} with the token behind it that ends a text"
-        raise UserError(f"{name}: a template has {what}, as {{response}}<|im_end|>")
-    braces = re.sub(
-        r"\{(?!(?:problem|system)\})|(?<!\{problem)(?<!\{system)\}", r"\g<0>\g<0>", text
-    )
-    modes = ("boxed", "auto") if "boxed" in text else ("auto", "answer", "boxed", "dapo")
-    return Template(braces, eos[0], modes, text.rstrip().endswith("<think>"))
+        raise UserError(f"{path}: a template has {what}, as {{response}}<|im_end|>")
+    modes = BOXES if "boxed" in text else LINES[:1] if "Answer:" in text else ("auto",)
+    text = braced(text).replace("{{problem}}", "{problem}")
+    return Template(text, eos[0], modes, text.rstrip().endswith("<think>"))
+
+
+def braced(text: str) -> str:
+    """A text as it stands in a template."""
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 @dataclass(frozen=True)
@@ -165,9 +174,6 @@ class Maths:
                 f"--verifier {self.verifier} cannot find the answers that --template "
                 f"{self.template} asks for: all rewards would be 0; take one of {fitting}"
             )
-        if bool(self.system) != ("{system}" in self.text):
-            what = "has no place for a --system" if self.system else "needs a --system"
-            raise UserError(f"--template {self.template} {what}")
         for token in [*re.findall(r"<\|[^<>\s]+\|>|</?think>", form.text), form.eos]:
             if token not in added:
                 raise UserError(f"--template {self.template}: the tokenizer has no {token}")
@@ -176,15 +182,7 @@ class Maths:
 
     @property
     def form(self) -> Template:
-        return template_of(self.template)
-
-    @property
-    def text(self) -> str:
-        """The prompt around `{problem}` and `{system}`."""
-        text = self.form.text
-        if self.system and text.startswith("<|im_start|>user"):
-            text = "<|im_start|>system\n{system}<|im_end|>\n" + text
-        return text
+        return template_of(self.template, self.system)
 
     def tokenizer(self) -> Tokenizer:
         return self.vocabulary
@@ -198,8 +196,7 @@ class Maths:
 
     def encode(self, problem: MathProblem) -> list[int]:
         """The prompt's ids; special tokens that the question spells out stay plain text."""
-        data = dict(problem=problem.question, system=self.system)
-        return self.vocabulary.encode_template(self.text, **data)
+        return self.vocabulary.encode_template(self.form.text, problem=problem.question)
 
     def name(self, problem: MathProblem) -> str:
         """What tells this problem from all others: its set and 12 digits of its question's hash."""
@@ -270,8 +267,7 @@ def _agree(a: str, b: str) -> bool:
 
 def _value(gold: str) -> bool:
     """Whether the grader reads a gold as a value, not as words."""
-    value = verify.normalize(gold)
-    return type(value).__name__ != "Text" and value[0] != "text"
+    return not isinstance(verify.normalize(gold), verify.Text)
 
 
 def only_text(gold: str) -> bool:
@@ -373,14 +369,9 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
         if start.startswith(files.POINTER):
             files.read_bytes(path)  # says so
         if start.startswith(b"[") and path.stat().st_size <= files.SIZE_LIMIT:
-            data = path.read_bytes()
-            try:
-                items = parse_json(data)
-            except ValueError as e:
-                if b"\n" not in data.strip() or not _is_json(data.strip().split(b"\n")[0]):
-                    raise UserError(f"{path}: a JSON array that {e}; is it cut off?") from None
-            else:
-                yield from ((f"{path}, item {i}", item) for i, item in enumerate(items, 1))
+            with suppress(ValueError):  # where every line is a chat, together they are no JSON
+                for i, item in enumerate(parse_json(path.read_bytes()), 1):
+                    yield f"{path}, item {i}", item
                 return
         with open(path, "rb") as file:
             number = 0
@@ -392,14 +383,6 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
                     line = file.readline(MAX_LINE + 1) or b"\n"
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}") from None
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        parse_json(line)
-    except ValueError:
-        return False
-    return True
 
 
 def _parquet(path: Path) -> Iterator[dict]:
@@ -451,7 +434,7 @@ def _question(record: dict) -> str:
     text = text.strip() if type(text) is str else ""
     if wrapped := START.match(text):
         text = text[wrapped.end() :]
-    text = END.sub("", text).strip()
+    text = (text[:-400] + END.sub("", text[-400:])).strip()  # of endless spaces only these
     if not text:
         why = f"{name} is no text and no chat with one: {_short(record[name])}"
         raise Bad("without a question", why)
@@ -475,11 +458,6 @@ def _choices(record: dict) -> list[str | float]:
     none.  Raises ValueError for what is no list of them."""
     name = next((name for name in CHOICES if record.get(name)), None)
     given = record.get(name)
-    if type(given) is str:  # "A) 5 B) 6", "a ) 5 , b ) 6"
-        parts = re.split(r"(?:^|[\s,])\(?([A-Ja-j])\s?[).:]\s", f"{given} ")
-        given = dict(zip(parts[1::2], (x.strip(" ,") for x in parts[2::2]), strict=True))
-    if type(given) is dict and type(given.get("text")) is list:
-        given = given["text"]
     if type(given) is dict and "".join(given).upper() == LETTERS[: len(given)]:
         given = list(given.values())
     good = type(given) is list and 2 <= len(given) <= len(LETTERS)
@@ -609,23 +587,14 @@ def main(argv: list[str]) -> int:
     if spelled:
         share = f"{len(spelled):,} golds ({len(spelled) / len(problems):.1%})"
         print(f"  {share} only equal their own spelling, as {', '.join(map(_short, spelled[:3]))}")
-    for problem in problems[:1]:
-        print(
-            "\nthe first, as it is put:\n" + form.text.format(problem=problem.question, system="")
-        )
-        print(f"(gold: {problem.answer}; from {problem.source})\n")
-    names = ",".join(asked.files)
-    if bad:
-        print("- mend the bad lines, or leave them out by --skip-bad")
-    if spelled:
-        print("- rewrite golds that only equal themselves, or leave the problems out: a response")
-        print("  earns nothing there, and a group without a right one teaches nothing")
+        print("  leave their problems out: a right answer that is spelled otherwise earns nothing")
+    for p in problems[:1]:
+        print(f"\nthe first, as it is put:\n{form.text.format(problem=p.question)}")
+        print(f"(gold: {p.answer}; from {p.source})\n")
     if splits["test"] < 50:
-        print("- few are held out: --holdout 0.1, or measure another set by --eval-data FILE")
-    print(
-        f"- train:    python fork_gpt.py --model FOLDER --data {names}" + " --skip-bad" * bool(bad)
-    )
-    print(f"- evaluate: python fork_gpt.py --eval --model FOLDER --data {names}")
+        print("few are held out: --holdout 0.1, or measure another set by --eval-data FILE")
+    flags = f"--model FOLDER --data {','.join(asked.files)}" + " --skip-bad" * bool(bad)
+    print(f"train:    python fork_gpt.py {flags}\nevaluate: python fork_gpt.py --eval {flags}")
     return 0
 
 
