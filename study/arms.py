@@ -43,7 +43,7 @@ PROGRAM = Path(__file__).resolve().parent.parent / "fork_gpt.py"
 # what an arm may set; anything else would make it another task, base model or amount of training
 OWN = (
     "rho entropy pool normalize updates temperature overlong clip_low clip_high dual_clip "
-    "rho_end centre optimizer lr warmup weight_decay beta2 grad_clip microbatch"
+    "rho_end optimizer lr warmup weight_decay beta2 grad_clip microbatch"
 ).split()
 # the paper's means of six benchmarks in %, one run each of Qwen3 8B / 14B / 32B Base
 PAPER = {"all": "53.71 / 61.40 / 66.59", "top": "54.23 / 64.39 / 70.69", "bottom": "curve: drops"}
