@@ -96,9 +96,7 @@ class Config:
     temperature: float = flag(1.0, "of samples, log-probs and entropies alike", "[0, inf)")
     clip_low: float = flag(0.2, "lower clip of the ratio", "(0, 1)")
     clip_high: float = flag(0.28, "upper clip of the ratio", "(0, inf)")
-    dual_clip: float = flag(
-        0.0, "bound of the ratio where A < 0 (script: 10); 0 is off", "[0, inf)"
-    )
+    dual_clip: float = flag(0.0, "ratio at most where A < 0 (script: 10); 0: off", "[0, inf)")
     optimizer: str = flag("adamw", "sgd is plain: no momentum, no weight decay", "adamw sgd")
     lr: float = flag(1.5e-4, "constant after the warm-up; sgd: 0.05, hardly searched", "[0, inf)")
     warmup: int = flag(0, "optimizer steps of linear warm-up", "[0, inf)")
@@ -262,10 +260,9 @@ def tally(c: Config, h: Tensor, kinds: Tensor, number: Tensor, N: int, mask: Ten
     decision, whole = kinds == KINDS.index("decisions"), mask
     if c.pool == "microbatch" and c.keep in ("top", "bottom"):
         whole, _ = keep_mask(c, h, kinds, number, N, 0)
-    shares = dict(tokens=mask | True, kept=mask, dropped=~mask, shared=whole & mask)
-    shares |= dict(decisions=decision, hits=decision & mask)
-    heat = dict(h=h, h_kept=h[mask], h_dropped=h[~mask])
-    return Counter({k: x.sum().item() for k, x in (shares | heat).items()})
+    out = dict(tokens=mask | True, kept=mask, dropped=~mask, shared=whole & mask)
+    out |= dict(decisions=decision, hits=decision & mask, h=h, h_kept=h[mask], h_dropped=h[~mask])
+    return Counter({k: x.sum().item() for k, x in out.items()})
 
 
 def columns(sums: Counter, c: Config) -> dict[str, float]:
@@ -375,8 +372,8 @@ def step(state: State, world: World, problems: list, c: Config) -> dict:
         metrics |= asking.by_kind(state.policy, samples, c.temperature)
     metrics["rollout_tok_s"] = metrics["sampled_tokens"] / (sampled - clock)
     metrics["update_tok_s"] = sums["N"] / (trained - sampled)
-    spent = dict(seconds=trained - clock, cpu_seconds=time.process_time() - cpu)
-    return dict(step=state.step) | metrics | spent
+    metrics |= dict(seconds=trained - clock, cpu_seconds=time.process_time() - cpu)
+    return dict(step=state.step) | metrics
 
 
 # ---------------------------------------------------------------------- the run
@@ -427,11 +424,7 @@ def run(c: Config, stop: Callable[[], bool]) -> dict:
                 weights.save_snapshot(folder, 0, parallel.state_of(state.policy))
         log.begin(state.step, c.steps, f"rlvr {c.keep}")
         train(state, world, splits, c, log, stop)
-        if c.data:
-            parallel.export(state.policy, c.model, folder / "model", world.tokenizer().eos)
-        else:
-            kept = parallel.state_of(model)
-            weights.save_model(folder, model.full_shape, world.tokenizer().words, kept)
+        asking.save(folder, model, world, c)
         looks |= show("final", state.policy, world, splits["test"], c)
     if not ranks.first:
         return {}
@@ -453,8 +446,7 @@ def begin(model: Transformer, problems: list, c: Config, clock: files.Clock) -> 
     """Everything as it is before the first step."""
     policy = parallel.compute_copy(model, getattr(torch, c.dtype))
     policy.recompute = c.recompute
-    masters = parallel.masters(model)
-    optimizer = make_optimizer(masters, c.lr, c.weight_decay, c.beta2, c.optimizer)
+    optimizer = make_optimizer(parallel.masters(model), c.lr, c.weight_decay, c.beta2, c.optimizer)
     digest = hashlib.sha256(repr(problems).encode()).hexdigest()[:16]
     if c.entropy == "base" and parallel.here().mesh:
         raise UserError("--entropy base needs a second whole model: one process alone has it")

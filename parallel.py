@@ -378,9 +378,8 @@ def full(model: Transformer, name: str) -> Tensor:
     return torch.cat(HERE.all(p, "tp"), dim=int(name.split(".")[-2] in COLUMNS))
 
 
-def export(model: Transformer, source: str, folder: Path, eos: int) -> None:
-    """`weights.export`, by all ranks together, in the dtype that computes."""
-    dtype = getattr(model, "dtype", next(model.parameters()).dtype)
+def export(model: Transformer, source: str, folder: Path, eos: int, dtype: torch.dtype) -> None:
+    """`weights.export`, by all ranks together."""
     weights.export(model, source, folder, eos, dtype, partial(full, model), HERE.first)
 
 

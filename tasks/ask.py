@@ -16,7 +16,7 @@ from torch import Tensor
 
 import parallel
 from infra.files import UserError
-from infra.weights import check_room, from_pretrained, load_model, published
+from infra.weights import check_room, from_pretrained, load_model, published, save_model
 from model import Shape, Transformer
 from rollout import Rollout, Sampling, colour_trace, generate
 from tasks import pretrain
@@ -346,3 +346,13 @@ def open_task(
     if not splits["train"]:
         raise UserError(f"{c.data}: no problem left to train on; see the counts above")
     return model, world, splits, earlier
+
+
+def save(folder: Path, model: Transformer, world: World, c: Any) -> None:
+    """What a run leaves: FOLDER/model, like the published folder that it came from, in the dtype
+    that computed; or FOLDER/model.pt of the small world."""
+    if c.data:
+        eos = world.tokenizer().eos
+        parallel.export(model, c.model, folder / "model", eos, getattr(torch, c.dtype))
+    else:
+        save_model(folder, model.full_shape, world.tokenizer().words, parallel.state_of(model))
