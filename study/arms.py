@@ -115,9 +115,8 @@ def plan(a: Comparison, given: dict) -> tuple[Path, int, list[Job]]:
     out, jobs = Path(shared.out or f"runs/arms-{'-'.join(names.values())}"), []
     for base, seed in ((b, s) for b in range(a.bases) for s in range(a.seeds)):
         for text, mine in arms.items():
-            where = f"{out / names[text]}-base{base}-seed{seed}"
-            own = dict(base_seed=shared.base_seed + base) if a.bases > 1 else {}
-            mine = mine | own | dict(seed=shared.seed + seed, out=where)
+            own = dict(base_seed=base) if a.bases > 1 else {}
+            mine = mine | own | dict(seed=seed, out=f"{out / names[text]}-base{base}-seed{seed}")
             jobs.append(Job(text, configure(mine), tuple(flags.typed(mine))))
             claim_folder(jobs[-1].config, write=False)  # refuses another command's folder
     # an accelerator has room for one run, a core for one thread
@@ -257,7 +256,7 @@ def comparison_table(record: dict) -> str:
         minus += f" [{d['low']:+.3f}, {d['high']:+.3f}]" if d and d["low"] is not None else ""
         plain = not arm["flags"] and (arm["rho"] == 0.2 or arm["keep"] == "all")
         row = [arm["name"], f"{t['accuracy']:.3f} [{t['low']:.3f}, {t['high']:.3f}]"]
-        row += [" ".join(f"{x:.3f}" for x in t["per_seed"]), minus, d.get("verdict", "")]
+        row += [" ".join(f"{x:.3f}" for x in t["per_seed"]), minus, d["verdict"] if d else ""]
         row += [f"{t['length']:.1f}"]
         row += [f"{t['truncated']:.3f}", f"{t['arithmetic']:.3f}", f"{t['cpu_seconds']:.0f}"]
         rows.append([*row, PAPER.get(arm["keep"], "none") if plain else "none"])

@@ -186,6 +186,8 @@ class Scripted:
     def tokenizer(self):
         return SimpleNamespace(decode=str, eos=0)
 
+    kinds = None
+
     def encode(self, problem):
         return [1, 2]
 

@@ -203,7 +203,7 @@ def slow_step(memory: Memory, world: Sums, problems: list, c: Config) -> tuple[d
             taus.append(by[ranked[k - 1]] if c.keep in ("top", "bottom") else 0.0)
 
         # J = 1/N_kept  sum over the kept tokens of  min(r A, clip(r, 1 - low, 1 + high) A).
-        J = 0.0
+        J = 0.0 * rows[0].sum()
         for i in kept:
             s, t = tokens[i]
             r = (rows[i][s.ids[t]] - s.old[t]).clamp(-20, 20).exp()
@@ -271,6 +271,9 @@ def slow_step(memory: Memory, world: Sums, problems: list, c: Config) -> tuple[d
     )
     found = []
     for s in samples[:16]:
+        if c.entropy == "base":  # noted instead of the policy's
+            logp = log_softmax(memory.base, s.prompt + s.ids, c.temperature)[len(s.prompt) - 1 :]
+            s.h = [entropy(row) for row in logp[:-1]]
         new = log_softmax(model, s.prompt + s.ids, c.temperature).detach()[len(s.prompt) - 1 :]
         gaps = [new[t, i].item() - s.old[t] for t, i in enumerate(s.ids)]
         kl = [math.exp(gap) - 1 - gap for gap in gaps]

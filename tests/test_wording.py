@@ -122,7 +122,7 @@ def run_steps(monkeypatch, tmp_path, grade, **flags) -> tuple:
     state, world, problems, c = tiny(tmp_path, **flags)
     given, update = [], fork_gpt.update
     monkeypatch.setattr(type(world), "reward", grade)
-    monkeypatch.setattr(fork_gpt, "update", lambda *a: given.append(a) or update(*a))
+    monkeypatch.setattr(fork_gpt, "update", lambda *a, **k: given.append(a) or update(*a, **k))
     return given, [fork_gpt.step(state, world, problems, c) for _ in range(c.steps)], state
 
 
