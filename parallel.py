@@ -369,10 +369,10 @@ def clip_gradients(model: Transformer, most: float) -> float:
 @torch.no_grad()
 def full(model: Transformer, name: str) -> Tensor:
     """A whole parameter on every rank; all must ask for the same ones in the same order."""
-    p = model.get_parameter(name)
     if not isinstance(model, FSDPModule):
-        return p
-    p = p.full_tensor()
+        return model.get_parameter(name)
+    model.reshard()  # a pass without gradient leaves the root's weights gathered
+    p = model.get_parameter(name).full_tensor()
     if HERE.tp == 1 or not is_cut(name, model.full_shape):
         return p
     return torch.cat(HERE.all(p, "tp"), dim=int(name.split(".")[-2] in COLUMNS))

@@ -6,8 +6,8 @@
 An arm is a word of --keep and, after spaces, field=value pairs of its own (`OWN`); every other flag
 holds for all arms, so they share base model, steps, problems in their order, and seeds (--seed and
 those after it).  Each arm and seed is an ordinary run, OUT/ARM-seedS, with its log beside it, in a
-process of its own; --jobs of them at a time, by default one a core.  The same command again skips
-what is finished, its study included, and resumes, bit for bit, what was stopped.
+process of its own, or in --procs that torchrun starts; --jobs of them at a time.  The same command
+again skips what is finished, its study included, and resumes, bit for bit, what was stopped.
 
 It leaves OUT/data/comparison.json, OUT/comparison.md and a page, OUT/report.html, that tells the
 comparison and all else of the first arm's first run.  CPU-seconds are those of the training steps.
@@ -63,7 +63,8 @@ class Comparison:
     arms: str = flag("", "compare these: words of --keep, each with FIELD=VALUE", group="--arms")
     seeds: int = flag(3, "seeds of each arm, from --seed on", "[1, inf)", needs="arms")
     bases: int = flag(1, "base models, from --base-seed on", "[1, inf)", needs="arms")
-    jobs: int = flag(0, "processes at a time; 0: one a core", "[0, inf)", needs="arms")
+    jobs: int = flag(0, "runs at a time; 0: one a core", "[0, inf)", needs="arms")
+    procs: int = flag(1, "processes of torchrun that share a run", "[1, inf)", needs="arms")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Job:
     arm: str
     config: Config
     argv: tuple[str, ...]
+    procs: int
 
     def path(self, name: str = "") -> Path:
         return Path(self.config.out) / name
@@ -115,13 +117,14 @@ def plan(a: Comparison, given: dict) -> tuple[Path, int, list[Job]]:
     out, jobs = Path(shared.out or f"runs/arms-{'-'.join(names.values())}"), []
     for base, seed in ((b, s) for b in range(a.bases) for s in range(a.seeds)):
         for text, mine in arms.items():
-            own = dict(base_seed=base) if a.bases > 1 else {}
-            mine = mine | own | dict(seed=seed, out=f"{out / names[text]}-base{base}-seed{seed}")
-            jobs.append(Job(text, configure(mine), tuple(flags.typed(mine))))
+            own = dict(base_seed=shared.base_seed + base) if a.bases > 1 else {}
+            mine = mine | own | dict(seed=shared.seed + seed)
+            mine["out"] = f"{out / names[text]}-base{shared.base_seed + base}-seed{mine['seed']}"
+            jobs.append(Job(text, configure(mine), tuple(flags.typed(mine)), a.procs))
             claim_folder(jobs[-1].config, write=False)  # refuses another command's folder
     # an accelerator has room for one run, a core for one thread
     cores = os.cpu_count() if weights.device(shared.device).type == "cpu" else 1
-    return out, a.jobs or max(1, (cores or 1) // shared.threads), jobs
+    return out, a.jobs or max(1, (cores or 1) // (shared.threads * a.procs)), jobs
 
 
 # ---------------------------------------------------------------------- the runs
@@ -169,13 +172,16 @@ def start(run: Job, lock: int) -> subprocess.Popen:
     argv = ("--resume", run.path()) if run.path("config.json").exists() else run.argv
     with open(f"{run.path()}.log", "a") as log:
         to = dict(stdout=log, stderr=log, start_new_session=True, pass_fds=[lock])
-        return subprocess.Popen([sys.executable, PROGRAM, *argv], **to)
+        many = f"-m torch.distributed.run --standalone --nproc-per-node {run.procs}".split()
+        program = [sys.executable, *(many if run.procs > 1 else []), PROGRAM]
+        return subprocess.Popen([*program, *argv], **to)
 
 
 def failure(run: Job, code: int) -> str:
     """One line about a child that failed: its exit status, its last words, its log."""
     log = Path(f"{run.path()}.log")
     words = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    words = [line for line in words if line.startswith(PROGRAM.name)] or words  # torchrun says more
     how = f"exit status {code}" if code > 0 else f"signal {-code}"
     return f"{run.path().name} failed ({how}): {''.join(words[-1:])}; see {log}"
 
@@ -271,13 +277,13 @@ def comparison_table(record: dict) -> str:
 
 def main(a: Comparison, given: dict, argv: list[str]) -> int:
     """`fork_gpt.py --arms`: 0, or 2 when a run failed."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("--arms starts its runs itself: without torchrun, with --procs N")
     out, at_a_time, jobs = plan(a, given)
     stop, c = files.stop_on_signal(), jobs[0].config
     if not (c.model or all(job.done() for job in jobs)):
         torch.set_num_threads(c.threads)  # a part of the base model's name
-        for recipe in dict.fromkeys(
-            recipe_of(job.config) for job in jobs
-        ):  # before anyone wants it
+        for recipe in dict.fromkeys(recipe_of(job.config) for job in jobs):
             pretrain.base_model(recipe, countdown_of(c), stop)
     failed = work(jobs, at_a_time, out, stop)
     if finished := [job for job in jobs if job.done()]:
