@@ -6,6 +6,7 @@ the old one or the new one, whole.  No torch here: who needs none need not load 
 
 import fcntl
 import json
+import math
 import os
 import re
 import shlex
@@ -267,7 +268,11 @@ class Log:
         self.file.close()
 
     def write(self, line: dict) -> None:
-        """Append a line, and give it to the loggers and the bar; its numbers must be finite."""
+        """Append a line, and give it to the loggers and the bar.  UserError for what is not finite:
+        the policy's weights overflowed."""
+        if odd := [k for k, x in line.items() if not math.isfinite(x)]:
+            where = f"step {line['step']}: {odd[0]} is not finite"
+            raise UserError(f"{where}; start again with a lower --lr")
         self.file.write(json.dumps(line, allow_nan=False) + "\n")
         self.file.flush()
         for write in self.also:

@@ -117,9 +117,9 @@ def plan(a: Comparison, given: dict) -> tuple[Path, int, list[Job]]:
     out, jobs = Path(shared.out or f"runs/arms-{'-'.join(names.values())}"), []
     for base, seed in ((b, s) for b in range(a.bases) for s in range(a.seeds)):
         for text, mine in arms.items():
-            where = f"{out / names[text]}-base{base}-seed{seed}"
             own = dict(base_seed=shared.base_seed + base) if a.bases > 1 else {}
-            mine = mine | own | dict(seed=shared.seed + seed, out=where)
+            mine = mine | own | dict(seed=shared.seed + seed)
+            mine["out"] = f"{out / names[text]}-base{shared.base_seed + base}-seed{mine['seed']}"
             jobs.append(Job(text, configure(mine), tuple(flags.typed(mine)), a.procs))
             claim_folder(jobs[-1].config, write=False)  # refuses another command's folder
     # an accelerator has room for one run, a core for one thread

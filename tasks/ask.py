@@ -175,7 +175,7 @@ def rescore(model: Transformer, samples: Rollout, temperature: float = 1.0) -> T
 
 @torch.no_grad()
 def by_kind(model: Transformer, samples: Rollout, T: float) -> dict[str, float]:
-    """Of the first 16 samples, by kind of token: the mean entropy they were drawn with, nats; and
+    """Of the first 16 samples, by kind of token: the mean entropy noted of them, nats; and
     how far `model` has moved from the policy that drew them, KL(old, new) from one draw
     each (r - 1 - log r), nats a response token of any kind: the parts add up."""
     some = samples.sequences(range(min(16, len(samples.finished))), model.head_weight.device)
