@@ -131,7 +131,7 @@ HELD = {}  # folder -> its open lock
 
 
 def lock(folder: Path, wait: bool = False) -> int:
-    """Make a folder this process's until it ends, in whatever way; what earlier ones were writing
+    """Make a folder this command's until it ends, in whatever way; what earlier ones were writing
     when they were killed is removed.  UserError while another is at work there, or wait for it.
     The lock's file descriptor: it lasts until the last process that has it ends."""
     folder = Path(folder).resolve()
@@ -204,6 +204,9 @@ def command(program: str, work: Callable[[list[str]], int], argv: list[str]) -> 
         start = f"torchrun --nproc-per-node {world}" if world else "python"
         print(f"\nstopped; to continue: {start} {program} {shlex.join(argv)}", file=sys.stderr)
         return 130
+    finally:
+        for folder in [*HELD]:
+            unlock(folder)
     print(f"{program}: {why}", file=sys.stderr)
     return 2
 

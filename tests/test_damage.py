@@ -24,7 +24,6 @@ def stopped(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
         assert fork_gpt.main([*SMALL, "--steps", "3", "--save-every", "1", "--out", "runs/x"]) == 0
-    files.unlock(here / "runs/x")
     run = here / "runs/x"
     shutil.rmtree(checkpoint.found(run / "checkpoints")[-1])
     (run / "summary.json").unlink()
@@ -35,9 +34,7 @@ def stopped(tmp_path_factory):
 def run(stopped, tmp_path, monkeypatch):
     shutil.copytree(stopped.parent, tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
-    yield Path("runs/x")
-    for folder in [*files.HELD]:
-        files.unlock(folder)
+    return Path("runs/x")
 
 
 def refused(capsys, argv: list[str], *words: str) -> None:
