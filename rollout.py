@@ -372,7 +372,7 @@ def generate(
     progress: bool = False,
 ) -> Rollout:
     """G samples of every prompt, each up to `max_new` tokens or to `eos`, an id or several, at most
-    `max_rows` (at least G) decoded at once.  A signal to stop leaves the rest undone, seconds
+    `max_rows` (at least G; 0: all) decoded at once.  A signal to stop leaves the rest undone, seconds
     later; `progress` shows a bar from the beginning on.
 
     The random numbers of a token depend on `seed`, the number of its prompt (`numbers`, by default
@@ -391,7 +391,9 @@ def generate(
     bar, start = files.bar("rollout", requests, " rows", 0 if progress else 4), time.perf_counter()
     with parallel.whole(model) as model, bar:
         stream = streams(seed, numbers.to(model.head_weight.device), G)  # (R,)
-        slots = Slots(model, how, eos, stream, max(G, min(max_rows, requests)), length, max_new)
+        slots = Slots(
+            model, how, eos, stream, max(G, min(max_rows or requests, requests)), length, max_new
+        )
         look_every = LOOK_EVERY.get(slots.k.device.type, 1)
         while slots.n or waiting < len(prompts):
             waiting += slots.admit(prompts, waiting, G)

@@ -210,7 +210,7 @@ def help_text(kinds: Sequence[type], doc: str) -> str:
             lines.append(f"{f.metadata['group']}:")
         usual, maths = shown(f, False), shown(f, True)
         text = "; ".join(filter(None, (f.metadata["text"], rule(f).removeprefix("one of "))))
-        name = option(f.name) + " *" * f.metadata["free"]
+        name = option(f.name) + " *" * bool(f.metadata["free"])
         start = f"{name:18} {usual:9} {maths if maths != usual else '':8}"
         lines.append(f"  {start} {text}")
     return "\n".join(lines)

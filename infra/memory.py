@@ -197,7 +197,7 @@ def advice(m: Shape, c, limit: int, *more) -> str:
         return [x for x in [next(fits, None)] if x is not None]
 
     def halves(name: str, low: int) -> list[dict]:
-        start = getattr(c, name)
+        start = getattr(c, name) or MOST  # --rows auto
         return [{name: max(low, start >> i)} for i in range(1, start.bit_length())]
 
     ways, kinds = [], [{}] if c.dtype == "bfloat16" else [{}, dict(dtype="bfloat16")]
