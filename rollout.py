@@ -231,14 +231,15 @@ class Slots:
         self,
         model: Transformer,
         how: Sampling,
-        eos: Sequence[int],
+        eos: int | Collection[int] | None,
         stream: Tensor,
         slots: int,
         length: int,
         max_new: int,
     ):
         self.model, self.how, self.stream = model, how, stream
-        self.eos = torch.tensor([*eos], dtype=torch.long, device=model.head_weight.device)
+        stops = [eos] if type(eos) is int else [*(eos or ())]
+        self.eos = torch.tensor(stops, dtype=torch.long, device=model.head_weight.device)
         c, zeros, requests = model.shape, model.head_weight.new_zeros, len(stream)
         # zeros: a masked place has weight 0, and 0 times leftover NaN is NaN
         self.k = zeros(c.n_layer, slots, c.n_kv_head, length, c.head_dim)
@@ -372,8 +373,8 @@ def generate(
     progress: bool = False,
 ) -> Rollout:
     """G samples of every prompt, each up to `max_new` tokens or to `eos`, an id or several, at most
-    `max_rows` (at least G; 0: all) decoded at once.  A signal to stop leaves the rest undone, seconds
-    later; `progress` shows a bar from the beginning on.
+    `max_rows` (at least G; 0: all) decoded at once.  Seconds after a signal to stop, the rest is
+    left undone; `progress` shows a bar from the beginning on.
 
     The random numbers of a token depend on `seed`, the number of its prompt (`numbers`, by default
     0, 1, 2...), its sample and its place alone: not on the other prompts, on `max_rows`, or on who
@@ -385,15 +386,14 @@ def generate(
     for i, p in enumerate(prompts):
         if not len(p):
             raise ValueError(f"prompt {i} has no tokens: there is nothing to condition on")
-    requests, waiting, eos = len(prompts) * G, 0, [eos] if type(eos) is int else [*(eos or ())]
+    requests, waiting = len(prompts) * G, 0
     numbers = torch.tensor(range(len(prompts)) if numbers is None else numbers, dtype=torch.long)
     length = max(map(len, prompts), default=0) + max_new
     bar, start = files.bar("rollout", requests, " rows", 0 if progress else 4), time.perf_counter()
     with parallel.whole(model) as model, bar:
         stream = streams(seed, numbers.to(model.head_weight.device), G)  # (R,)
-        slots = Slots(
-            model, how, eos, stream, max(G, min(max_rows or requests, requests)), length, max_new
-        )
+        rows = max(G, min(max_rows or requests, requests))
+        slots = Slots(model, how, eos, stream, rows, length, max_new)
         look_every = LOOK_EVERY.get(slots.k.device.type, 1)
         while slots.n or waiting < len(prompts):
             waiting += slots.admit(prompts, waiting, G)

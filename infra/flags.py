@@ -204,7 +204,7 @@ def shown(f: Field, maths: bool) -> str:
 def help_text(kinds: Sequence[type], doc: str) -> str:
     """Every flag with its default, the one with --data where that is another, its line and what it
     may be, by group."""
-    lines = [doc.strip(), "", f"  {'flag':18} {'default':9} {'--data':8} meaning"]
+    lines = [doc.strip(), f"{'':20} {'default':9} --data"]
     for f in (f for kind in kinds for f in fields(kind)):
         if f.metadata["group"]:
             lines.append(f"{f.metadata['group']}:")

@@ -28,7 +28,7 @@ SPEED = dict(memory=3.35e12, flops=990e12, node=450e9, network=50e9)
 class Plan:
     """What --plan takes beside the flags of a run."""
 
-    plan: str = flag("", "only say what a run needs on NODESxGPUS, such as 16x8", group="--plan")
+    plan: str = flag("", "only say what a run needs on NODESxGPUS, such as 16x8", group="commands")
     gpu: float = flag(80.0, "GiB of each GPU", "(0, inf)", needs="plan")
 
 

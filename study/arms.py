@@ -60,7 +60,7 @@ The paper: accuracy in %, mean of six benchmarks, one run each of Qwen3 8B / 14B
 class Comparison:
     """What --arms takes beside the flags of a run."""
 
-    arms: str = flag("", "compare these: words of --keep, each with FIELD=VALUE", group="--arms")
+    arms: str = flag("", "compare these: words of --keep, each with FIELD=VALUE")
     seeds: int = flag(3, "seeds of each arm, from --seed on", "[1, inf)", needs="arms")
     bases: int = flag(1, "base models, from --base-seed on", "[1, inf)", needs="arms")
     jobs: int = flag(0, "runs at a time; 0: one a core", "[0, inf)", needs="arms")

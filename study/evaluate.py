@@ -60,7 +60,7 @@ INHERITED = ["dtype", "max_new", "template", "system", "verifier", *SMALL]
 class Evaluation:
     """What --eval takes beside the flags of the model, its problems and the machine."""
 
-    eval: bool = flag(False, "measure a model: avg@k, pass@k, maj@k", group="--eval")
+    eval: bool = flag(False, "measure a model: avg@k, pass@k, maj@k")
     k: int = flag(16, "responses to each problem", "[1, inf)", needs="eval")
     top_k: int = flag(0, "draw from so many likeliest tokens; 0: all", "[0, inf)", needs="eval")
     top_p: float = flag(1.0, "draw from the likeliest tokens of this total", "(0, 1]", needs="eval")

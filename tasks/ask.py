@@ -341,8 +341,8 @@ def open_model(
         raise UserError(f"{folder} is a run that has not ended: fork_gpt.py --resume {folder}")
     if not folder.exists():
         hub = str(folder) if "/" in str(folder) else f"Qwen/{folder}"
-        get = f"hf download {hub} --local-dir {folder.name}, then --model {folder.name}"
-        raise UserError(f"{folder}: no such folder; to download a model: {get}")
+        get = f"; if it is one of Hugging Face's: hf download {hub} --local-dir {folder.name}"
+        raise UserError(f"{folder}: no such folder" + get * (hub.count("/") == 1))
     if not (folder / "config.json").exists():
         raise UserError(f"{folder}: no model there: neither model.pt nor a published config.json")
     weights.read_shape(folder / "config.json")  # what is no Qwen3 is said before its tokenizer

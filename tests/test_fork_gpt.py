@@ -238,14 +238,13 @@ CHANGES = dict(
 WITH = dict(dual_clip=dict(lr=0.5), rounds=dict(rounds=1), entropy=dict(lr=0.1))
 SPEED = dict(rows=4, microbatch=20, recompute=True)
 ELSEWHERE = (
-    (
-        "out resume device threads steps tp "  # test_run, and below
-        "model data eval_data template system verifier max_prompt holdout skip_bad "  # test_road, test_wrong_inputs
-        "size pretrain_steps base_seed n_numbers max_number max_value ops "  # below
-        "attempts filler_share filler_entropy "
-        "save_every eval_every eval_k eval_problems snapshot_every wandb tensorboard"  # test_run
-    ).split()
-)
+    "out resume device threads steps tp "  # test_run, and below
+    "model data eval_data template system verifier "  # test_road, test_wrong_inputs
+    "max_prompt holdout skip_bad "
+    "size pretrain_steps base_seed n_numbers max_number max_value ops "  # below
+    "attempts filler_share filler_entropy "
+    "save_every eval_every eval_k eval_problems snapshot_every wandb tensorboard"  # test_run
+).split()
 
 
 def learned(**flags) -> list[float]:

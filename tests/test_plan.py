@@ -88,7 +88,7 @@ def dry_run() -> dict:
         found["at rest"], count.peak, count.calls = count.now, 0, {}
         with torch.no_grad(), parallel.whole(model) as plain:
             stream = torch.zeros(c.rows, dtype=torch.long)
-            slots = Slots(plain, Sampling(), [0], stream, c.rows, length, c.max_new)
+            slots = Slots(plain, Sampling(), 0, stream, c.rows, length, c.max_new)
             slots.n, slots.longest = c.rows, length - 1
             slots.step()
             del slots
