@@ -2,7 +2,7 @@
 
     python fork_gpt.py                   # the whole study in the small world, on any machine
     python fork_gpt.py --keep all        # the full-gradient baseline, everything else equal
-    python fork_gpt.py --model Qwen3-0.6B-Base --data dapo_math.jsonl          # its lr, lengths, ...
+    python fork_gpt.py --model Qwen3-0.6B-Base --data dapo_math.jsonl
     python fork_gpt.py --eval --model runs/x --data aime24.jsonl    # avg@k, pass@k, maj@k
     python fork_gpt.py --arms top,all,random,bottom --seeds 3       # the comparison
     python fork_gpt.py --resume runs/x   # continue a stopped run, bit for bit

@@ -322,7 +322,7 @@ def test_help_names_every_flag_with_its_default_in_under_90_lines(capsys):
     for f in fields(Config):
         name = "--" + f.name.replace("_", "-")
         (said,) = [x for x in out.splitlines() if x.split()[:1] == [name]]
-        assert (" * " in said) == bool(f.metadata["free"])
+        assert (" * " in said[:24]) == bool(f.metadata["free"])
         assert f.metadata["text"] in said
         for maths in (False, True):
             assert flags.shown(f, maths) in said.split() + [""]
