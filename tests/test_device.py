@@ -1,4 +1,4 @@
-"""What must hold on whatever computes: attention in its kernels, decoding as training, bf16, and the
+"""What must hold on whatever computes: attention in its kernels, decoding as training, bf16, the
 preflight against the allocator.  On a GPU: pytest -m cuda."""
 
 import os
@@ -113,7 +113,8 @@ def test_another_device_passes_through_model_sampler_and_loss():
         advantages, cu = torch.ones(4), torch.zeros(3, dtype=torch.int32)
     slots = Slots(model, Sampling(), 1, stream, 6, 40, 30)
     slots.n, slots.longest = 6, 3
-    slots.step()
+    with torch.no_grad():
+        slots.step()
 
     def packed(_, q, k, v):
         return attend(q, k, v, cu, [12, 12])
