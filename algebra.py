@@ -271,7 +271,6 @@ REWRITTEN = [  # where the first occurs, the second becomes the third
     ("\\mathbb", DOMAIN, ""),
     ("\\mathbb", r"\\mathbb ?(?:\{R\}|R)", "ℝ"),
     (" ", r"(?<=\d)(?:\\[,;: ])* ([hmsgl])(?=$|[.,;/)}])|(?<=\}) +(m)(?=/s)", r"⟦\1\2⟧"),
-    ("\\choose", r"\{ ?\{?([^{}]+)\}? ?\\choose ?\{?([^{}]+)\}? ?\}", r"\\binom{\1}{\2}"),
     ("/", r"(?<=\d) (\d+)/(\d+)(?![\d.])", r"\\frac{\1}{\2}"),
     ("frac", r"frac ?(\d)", r"frac{\1}"),
     ("frac", r"(frac\{\d\}) ?(\d)", r"\1{\2}"),

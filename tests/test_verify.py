@@ -189,7 +189,10 @@ e^{3\ln 2}  <-  8
 (n+1)!  <-  (n+1)\,n!
 \binom{n}{2}  <-  \frac{n(n-1)}{2}
 \binom{n}{k}  <-  \frac{n!}{k!(n-k)!}
-{n \choose 2}  <-  \frac{n^2-n}{2}
+\frac{abc}{4R}  <-  abc/(4R)
+1+xyz  <-  xyz + 1
+3e8  <-  3\times10^{8}\text{ m/s}
+3000000  <-  3\text{ million dollars}
 |xy|  <-  |x||y|
 \lfloor n/2 \rfloor + 1  <-  1+\lfloor\frac{n}{2}\rfloor
 \lfloor x+1 \rfloor  <-  \lfloor x\rfloor+1
