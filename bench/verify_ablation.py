@@ -24,9 +24,9 @@ import verify
 NEVER = re.compile("(?!)")
 KEPT = """
 They stay for what the table at the head of verify.py promises: a box taken back, sets of numbers,
-floors, units (with °C, `\\text{h}`, "4 dozen" that is none), money, 1 1/2, |x| and the reals; `{-}`,
-`3 + -2i` and `3\\cdot -8` are how people write signs; plain numbers first is for speed alone.  What
-won nothing and stood in no policy is gone: `{n \\choose k}`, the machinery of monomials and roots.
+floors, units (with °C, `\\text{h}`, "4 dozen" that is none), money, 1 1/2, |x| and the reals; for
+signs as people write them, `{-}`, `3 + -2i`, `3\\cdot -8`; plain numbers first is for speed alone.
+Won nothing, stood in no policy, and is gone: `{n \\choose k}`, the machinery of monomials and roots.
 """
 
 
