@@ -111,8 +111,7 @@ def lift(f: Callable[..., Point], *args: Value) -> Scalar:
             raise ValueError("too large, too small, or no number that a double tells apart")
         at.append(value)
     units = {x.unit for x in args if x.unit}
-    if units and f is power:
-        units.add(str(args[1].at[0]))
+    units |= {str(args[1].at[0])} if units and f is power else set()
     return Scalar(tuple(at), " ".join(sorted(units)))
 
 
@@ -193,10 +192,9 @@ def floor(x: Scalar) -> Scalar:
 
 CURVES = {f: getattr(cmath, f) for f in ("sin", "cos", "tan", "sinh", "cosh", "tanh")}
 CURVES |= {"arc" + f: getattr(cmath, "a" + f) for f in CURVES}
-for _f, _of in {"csc": "sin", "sec": "cos", "cot": "tan"}.items():
-    for _h in ("", "h"):
-        CURVES[_f + _h] = lambda z, f=CURVES[_of + _h]: 1 / f(z)
-        CURVES["arc" + _f + _h] = lambda z, f=CURVES["arc" + _of + _h]: f(1 / z)
+for _f, _of in zip("csc sec cot csch sech coth".split(), [*CURVES][:6], strict=True):
+    CURVES[_f] = lambda z, f=CURVES[_of]: 1 / f(z)
+    CURVES["arc" + _f] = lambda z, f=CURVES["arc" + _of]: f(1 / z)
 CURVES |= {"max": lambda *xs: max(xs, key=size), "min": lambda *xs: min(xs, key=size)}
 CURVES["Gamma"] = lambda z: factorial(z - 1)
 PAIRS = {"\\frac": operator.truediv}
@@ -270,6 +268,7 @@ REWRITTEN = [  # where the first occurs, the second becomes the third
     ("\\mathbb", DOMAIN, ""),
     ("\\mathbb", r"\\mathbb ?(?:\{R\}|R)", "ℝ"),
     (" ", r" ([hmsgl])(?=$|[.,;/)}])(?:(?<=\d..)|(?<=\d\\[,;: ]..)|(?<=[} ]..)(?=/s))", r"⟦\1⟧"),
+    ("\\choose", r"\{ ?\{?([^{}]+)\}? ?\\choose ?\{?([^{}]+)\}? ?\}", r"\\binom{\1}{\2}"),
     ("/", r"(?<=\d) (\d+)/(\d+)(?![\d.])", r"\\frac{\1}{\2}"),
     ("frac", r"frac ?(\d)", r"frac{\1}"),
     ("frac", r"(frac\{\d\}) ?(\d)", r"\1{\2}"),
@@ -515,7 +514,8 @@ class Slice:
             sets = [part.answer()._replace(name="") for part in parts if part.words != ["x"]]
             return Group("∩", tuple(sets))  # { x ∈ ℝ | x > 2 }
         alone, inner = len(self.words) == len(words) + 2, Slice(words)
-        x = inner.answer() if alone or not "".join(words).isalpha() else inner.total()  # (mgh)^2
+        product = opening == "{" and not alone and "".join(words).isalpha()  # \frac{mgh}{2}
+        x = inner.total() if product else inner.answer()
         grouping = ("{}", "()", "[]")[: 3 - alone]  # not [5], but 2[5]
         if type(x) is Scalar and not x.name and kind in grouping:
             return x

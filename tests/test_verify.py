@@ -190,6 +190,8 @@ e^{3\ln 2}  <-  8
 \binom{n}{2}  <-  \frac{n(n-1)}{2}
 \binom{n}{k}  <-  \frac{n!}{k!(n-k)!}
 \frac{abc}{4R}  <-  abc/(4R)
+{n \choose 2}  <-  \frac{n^2-n}{2}
+\csc x\coth x  <-  \frac{1}{\sin x\tanh x}
 1+xyz  <-  xyz + 1
 3e8  <-  3\times10^{8}\text{ m/s}
 3000000  <-  3\text{ million dollars}
