@@ -1,6 +1,6 @@
 """Properties over generated values and notations: only what is equal is accepted.
 
-The pairs of unequal closed forms are VERIFY_PAIRS many: 3,000, or the number that this variable of
+The pairs of unequal closed forms are VERIFY_PAIRS many: 2,000, or the number that this variable of
 the environment says, as in  VERIFY_PAIRS=100000 pytest tests/test_verify_properties.py -k closed
 """
 
@@ -17,7 +17,7 @@ from verify import grade
 
 settings.register_profile("verify", max_examples=300, deadline=None, derandomize=True)
 settings.load_profile("verify")
-PAIRS = int(os.environ.get("VERIFY_PAIRS", 3_000))
+PAIRS = int(os.environ.get("VERIFY_PAIRS", 2_000))
 
 
 def boxed(answer: str, gold: str) -> bool:
