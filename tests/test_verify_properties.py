@@ -13,6 +13,7 @@ from fractions import Fraction
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import algebra
 from verify import grade
 
 settings.register_profile("verify", max_examples=300, deadline=None, derandomize=True)
@@ -153,21 +154,26 @@ def some(rng: random.Random) -> Sum:
 
 
 def test_closed_forms_are_equal_exactly_when_they_are() -> None:
-    """Two notations of one sum; and another sum, or the same with one coefficient changed."""
-    rng, accepted, refused = random.Random(3), [], []
+    """Two notations of one sum; and another sum, or the same with one coefficient changed.  Of 14
+    digits ten must be left: a sum that is 1e-4 of its largest term, or less, equals nothing."""
+    rng, accepted, refused, lost = random.Random(3), [], [], 0
     for n in range(PAIRS):
         gold, other = some(rng), some(rng)
         key = rng.choice([*gold])
         if n % 3:
             other = gold | {key: gold[key] + Fraction(1, rng.choice((1, 7, -60, 1000, 10**6)))}
             other = {k: c for k, c in other.items() if c} or {key: -gold[key]}
-        if other != gold:
+        one, two = ({(r or k == 0, k): c for (r, k), c in terms.items()} for terms in (gold, other))
+        if one != two:  # the 1 of LETTERS is that of CONSTANTS
             pair = written(rng, gold), written(rng, other)
             accepted += [pair] * boxed(*pair)
         if n % 5 == 0:
             pair = written(rng, gold), written(rng, gold)
-            refused += [pair] * (not boxed(*pair))
+            cancelled = any(abs(x) < 2e-4 * algebra.seen(x) for x in algebra.read(pair[0]).at)
+            refused += [pair] * (not cancelled and not boxed(*pair))
+            lost += cancelled
     assert not accepted and not refused, (len(accepted), accepted[:5], len(refused), refused[:5])
+    assert lost <= PAIRS // 500
 
 
 IDENTITIES = r"""
