@@ -425,7 +425,7 @@ def load(path: Path, state) -> None:
         if type(more.get(name)) is not type(mine) or type(mine) is str and more[name] != mine:
             raise UserError(f"{path} does not belong to this configuration: see {name}")
         setattr(state, name, more[name])
-    for moments in state.optimizer.state.values():
+    for moments in filter(None, state.optimizer.state.values()):  # SGD has none
         moments["step"].fill_(state.n_updates)
     state.clock.add(**more["clock"])
     copy_weights(state.model, state.policy)

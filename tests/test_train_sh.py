@@ -68,9 +68,9 @@ def test_every_recipe_has_the_papers_numbers(recipe):
 
 
 def test_flags_of_the_user_come_last_and_win():
-    more = ["--rho", "1.0", "--keep", "all", "--model", "my folder/$x", "--rows", "8"]
+    more = ["--rho", "0.3", "--keep", "bottom", "--model", "my folder/$x", "--rows", "8"]
     _, c = config("qwen3-0.6b", *more)
-    assert (c.rho, c.keep, c.model, c.rows, c.lr) == (1.0, "all", "my folder/$x", 8, 1e-6)
+    assert (c.rho, c.keep, c.model, c.rows, c.lr) == (0.3, "bottom", "my folder/$x", 8, 1e-6)
 
 
 @pytest.mark.parametrize("recipe", SHARDED)
