@@ -12,7 +12,7 @@ import torch
 import transformers
 from common import PATIENCE, ROOT, config, peer_config, rounding
 from test_qwen_tokenizer import train
-from test_run import metrics, saved
+from test_run import metrics, same, saved
 from torch.testing import assert_close
 
 import fork_gpt

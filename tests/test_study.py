@@ -532,8 +532,9 @@ def test_a_model_with_one_token(tmp_path):
         eos=None, words=(), decode=lambda ids: "x" * len(ids), token=lambda i: "x"
     )
     world = SimpleNamespace(
-        tokenizer=lambda: one, kinds=None, encode=lambda p: [0], reward=lambda p, t: 0.0, name=str, cluster=str,
-        statements=lambda t: [], splits=lambda: dict(train=["a", "b"], val=[], test=[*"abcdefg"]),
+        tokenizer=lambda: one, encode=lambda p: [0], reward=lambda p, t: 0.0, name=str,
+        kinds=None, cluster=str, statements=lambda t: [],
+        splits=lambda: dict(train=["a", "b"], val=[], test=[*"abcdefg"]),
     )  # fmt: skip
     run = make_run(tmp_path, world=world, shape=Shape(8, 1, 1, 1, 4, 8, vocab_size=1))
     study.study(run, SMALL)
