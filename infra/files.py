@@ -4,11 +4,13 @@ Every write is atomic (temp file, fsync, rename): after a kill at any instant th
 the old one or the new one, whole.  No torch here: who needs none need not load it.
 """
 
+import fcntl
 import json
 import math
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -109,6 +111,51 @@ def write_json(path: Path, record: dict) -> None:
     write_atomic(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
+def read_log(path: Path, steps: int | None = None) -> list[dict]:
+    """The lines of a metrics.jsonl, one a step from 1 on: `steps` of them, or all that are whole.
+    UserError naming the first that is missing or something else."""
+    raw, lines = read_bytes(path) if path.exists() else b"", []
+    whole = raw.split(b"\n")[:-1]  # of a last one that was cut by a kill nothing is known
+    for n in range(1, 1 + (len(whole) if steps is None else steps)):
+        try:
+            lines.append(parse_json(whole[n - 1]))
+            if not isinstance(lines[-1], dict) or lines[-1].get("step") != n:
+                raise ValueError(f"is not step {n}'s")
+        except (IndexError, ValueError) as e:
+            why = e if isinstance(e, ValueError) else "is missing"
+            raise UserError(f"{path}, line {n}: {why}; put it back, or start anew") from None
+    return lines
+
+
+HELD = {}  # folder -> its open lock
+
+
+def lock(folder: Path, wait: bool = False) -> int:
+    """Make a folder this process's until it ends, in whatever way; what earlier ones were writing
+    when they were killed is removed.  UserError while another is at work there, or wait for it.
+    The lock's file descriptor: it lasts until the last process that has it ends."""
+    folder = Path(folder).resolve()
+    if folder not in HELD:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise UserError(f"{folder}: another process is at work there") from None
+            print(f"waiting for the process at work in {folder}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        HELD[folder] = file
+        for left in folder.rglob(".*.tmp"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return HELD[folder].fileno()
+
+
+def unlock(folder: Path) -> None:
+    """Give back what `lock` took."""
+    HELD.pop(Path(folder).resolve()).close()
+
+
 def read_config(folder: Path, kind: type) -> dict:
     """A run's config.json, which has exactly the fields of `kind` but for out and resume."""
     path = Path(folder) / "config.json"
@@ -134,7 +181,8 @@ def claim(folder: Path, mine: dict, write: bool = True) -> None:
             raise UserError(f"{what}; choose another --out")
     elif not write and any(folder.glob("[!.]*")):
         raise UserError(f"{folder} holds files but no config.json of ours; choose another --out")
-    if write:
+    if write and WRITES:
+        lock(folder)
         write_json(path, mine)
 
 
@@ -205,8 +253,8 @@ class Log:
     def begin(self, step: int, steps: int, title: str) -> None:
         """Keep the lines up to `step`, atomically: what was logged after the checkpoint is done
         again, and a half-written last line goes too."""
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-        write_atomic(self.path, b"".join(lines[:step]))
+        lines = [json.dumps(line) + "\n" for line in read_log(self.path, step)]
+        write_atomic(self.path, "".join(lines).encode())
         if step:
             print(f"continuing after step {step} of {steps}")
         self.bar = tqdm(total=steps, initial=step, desc=title, unit="step")

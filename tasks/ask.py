@@ -275,8 +275,12 @@ def open_model(
     folder, ranks = published(folder), parallel.here()
     if (folder / "model.pt").exists():
         model, words = load_model(folder, "cpu" if ranks.mesh else device)
+        tokenizer = word_tokenizer(words)
+        if tokenizer.n_vocab != model.shape.vocab_size:
+            rows = model.shape.vocab_size
+            raise UserError(f"{folder}/model.pt: {tokenizer.n_vocab} words for {rows} rows")
         model = parallel.place_weights(model, dtype) if ranks.mesh else model.to(dtype)
-        return model, word_tokenizer(words)
+        return model, tokenizer
     if (folder / "metrics.jsonl").exists():
         raise UserError(f"{folder} is a run that has not ended: fork_gpt.py --resume {folder}")
     if not (folder / "config.json").exists():
