@@ -14,7 +14,7 @@ from common import ROOT, SMALL
 
 import fork_gpt
 import rollout
-from infra import checkpoint, files, weights
+from infra import checkpoint, weights
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,6 @@ def stopped(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
         assert fork_gpt.main([*SMALL, "--steps", "3", "--save-every", "1", "--out", "runs/x"]) == 0
-    files.unlock(here / "runs/x")
     run = here / "runs/x"
     shutil.rmtree(checkpoint.found(run / "checkpoints")[-1])
     (run / "summary.json").unlink()
@@ -35,9 +34,7 @@ def stopped(tmp_path_factory):
 def run(stopped, tmp_path, monkeypatch):
     shutil.copytree(stopped.parent, tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
-    yield Path("runs/x")
-    for folder in [*files.HELD]:
-        files.unlock(folder)
+    return Path("runs/x")
 
 
 def refused(capsys, argv: list[str], *words: str) -> None:
@@ -172,7 +169,12 @@ def test_files_that_may_not_be_read(run, capsys):
         path.chmod(mode)
 
 
-HOLD = "import sys; from infra import files; files.lock(sys.argv[1]); print('held'); input()"
+HOLD = """import sys
+from pathlib import Path
+from infra import files
+files.lock(Path(sys.argv[1]))
+print("held", flush=True)
+input()"""
 
 
 def test_one_process_at_a_time_and_what_a_killed_one_left_is_swept(run, capsys):

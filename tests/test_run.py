@@ -22,6 +22,7 @@ from common import PATIENCE, ROOT, SMALL, TIMING, config
 import fork_gpt
 import parallel
 from infra import checkpoint, files, weights
+from infra.files import UserError
 from tasks import pretrain
 from tasks.ask import countdown_of
 from tasks.countdown import Countdown
@@ -208,16 +209,18 @@ def test_killed_at_any_write_it_resumes_bit_for_bit(whole, tmp_path, monkeypatch
 
 
 def test_the_log_is_cut_by_whole_lines(tmp_path):
-    log, lines = files.Log(tmp_path, False, False), [f'{{"step": {n}}}\n' for n in range(1, 5)]
-    for there, half, n in ((0, "", 0), (3, "", 2), (3, "", 0), (3, "", 3), (2, '{"st', 2)):
-        log.path.write_text("".join(lines[:there]) + half)
+    log = files.Log(tmp_path, False, False)
+    three = "".join(json.dumps(dict(step=n, loss=0.1 / n)) + "\n" for n in (1, 2, 3))
+    two, half = three[: three.index('{"step": 3')], three[:-9]
+    for text, n, kept in (("", 0, ""), (three, 2, two), (three, 0, ""), (half, 2, two)):
+        log.path.write_text(text)
         log.begin(n, 9, "")
-        log.write(dict.fromkeys(files.Log.SHOWN, 0.5) | dict(step=n + 1))
-        log.__exit__()
-        assert [x["step"] for x in metrics(tmp_path)] == list(range(1, n + 2))
-    log.path.write_text("".join(lines[:2]) + '{"step": 3}')
-    with pytest.raises(files.UserError, match="line 3: is missing"):
-        log.begin(3, 9, "")
+        assert log.path.read_text() == kept
+    for text, n in ((half, 3), (two, 9)):  # a checkpoint is never ahead of the log
+        log.path.write_text(text)
+        with pytest.raises(UserError, match="line 3: is missing"):
+            log.begin(n, 9, "")
+        assert log.path.read_text() == text
 
 
 def test_which_steps_are_measured_kept_and_saved(monkeypatch, tmp_path):
@@ -395,8 +398,7 @@ def test_a_full_disk(here, capsys, monkeypatch, under_the_log):
         monkeypatch.setattr(files.os, "fsync", full)
     said = fail_with(capsys, flags)
     assert "No space left" in said and ("a log" if under_the_log else "y/") in said
-    assert not list((here / "y").glob("*.tmp"))
-    assert [p.name for p in (here / "y").glob(".*")] == [".lock"]
+    assert not list((here / "y").rglob("*.tmp"))
 
 
 def test_loss_that_is_not_finite_stops_before_the_weights_are_touched(here, capsys, monkeypatch):
