@@ -267,7 +267,8 @@ def _agree(a: str, b: str) -> bool:
 
 def _value(gold: str) -> bool:
     """Whether the grader reads a gold as a value, not as words."""
-    return not isinstance(verify.normalize(gold), verify.Text)
+    value = verify.read(gold)
+    return isinstance(value, verify.Scalar) or value.kind != "text"
 
 
 def only_text(gold: str) -> bool:

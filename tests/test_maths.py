@@ -564,6 +564,14 @@ def test_votes_under_dapos_rule_are_its_strings(qwen):
     assert votes == ["1/2", "0.5", "1/2"] and w.answer(problem, "1/2") is None
 
 
+def test_a_vote_for_a_double_is_the_number_that_it_is_beside(qwen):
+    w = world(qwen)
+    for a, b in [("\\log_2 8", "3"), ("\\sin\\frac{\\pi}{6}", "1/2"), ("e^{i\\pi}", "-1"),
+                 ("\\sqrt{-4}", "2i"), ("\\frac{1}{\\sqrt2}", "\\frac{\\sqrt2}{2}")]:  # fmt: skip
+        assert w.same(a, b)
+    assert not w.same("\\infty", "-\\infty")
+
+
 def test_names_tell_problems_apart_in_all_files(qwen):
     w = world(qwen)
     names = {w.name(replace(p, source=s)) for p in problems_of(300) for s in ("a", "b")}

@@ -350,3 +350,20 @@ def test_a_step_is_the_slow_step(case, fp64, monkeypatch):
         assert all(line.pop(name) >= 0 for name in TIMING)
         assert line == pytest.approx(want, rel=1e-6, abs=1e-9)
         assert (state.n_updates, state.position) == (memory.n_updates, memory.position)
+
+
+def test_the_clocks_columns(monkeypatch):
+    """Tokens per second of the rollout and of the updates, each over its own time."""
+    c, ticks = replace(BASE, updates=2), iter((100.0, 110.0, 130.0))
+    model = random_model(Shape(16, 1, 2, 1, 8, 24, 12, rope_theta=1e4))
+    state, cpu, N = fork_gpt.begin(model, PROBLEMS, c, Clock()), iter((5.0, 12.0)), []
+    clock = SimpleNamespace(perf_counter=lambda: next(ticks), process_time=lambda: next(cpu))
+    update = fork_gpt.update
+    monkeypatch.setattr(fork_gpt, "time", clock)
+    monkeypatch.setattr(
+        fork_gpt, "update", lambda *a, **k: (out := update(*a, **k), N.append(out["tokens"]))[0]
+    )
+    line = fork_gpt.step(state, Sums(), PROBLEMS, c)
+    assert (line["seconds"], line["cpu_seconds"]) == (30, 7)
+    assert line["rollout_tok_s"] == line["sampled_tokens"] / 10
+    assert line["update_tok_s"] == sum(N) / 20 > 0
