@@ -4,7 +4,7 @@ gradients in fp32 where AdamW has 16, so that a 1.7B model trains on one GPU of 
 Every row of a matrix has a scale s, and a number x of it the code c = 127 (x / s)^(1/3) (255 for
 the second moment, of which the root is kept), rounded up or down by lot with the chances that keep
 its mean: the second moment moves by a thousandth a step, and rounded to the nearest code it would
-stand still.  The parameters themselves stay fp32.
+stand still.  The parameters themselves stay fp32.  results/optimizers.md has what was measured.
 """
 
 import torch
@@ -13,17 +13,17 @@ from torch import Tensor
 PIECE = 2**24  # numbers in fp32 at a time, beside the codes
 
 
-def packed(x: Tensor, kind: torch.dtype, lots: torch.Generator) -> tuple[Tensor, Tensor]:
-    """x (rows, n) fp32 -> its codes of an integer dtype, (rows, n), and the scales (rows, 1)."""
-    most = torch.iinfo(kind).max
-    scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-30)
-    code = x.sign() * (x / scale).abs().pow(1 / 3) * most
-    code = (code + torch.rand(x.shape, generator=lots, device=x.device)).floor()
-    return code.clamp(-most, most).to(kind), scale
+def pack(x: Tensor, code: Tensor, scale: Tensor, lots: torch.Generator) -> None:
+    """x (rows, n) fp32 -> its integer codes (rows, n) and scales (rows, 1), in place."""
+    most = torch.iinfo(code.dtype).max
+    scale.copy_(x.abs().amax(-1, keepdim=True).clamp(min=1e-30))
+    exact = x.sign() * (x / scale).abs().pow(1 / 3) * most
+    lot = torch.rand(x.shape, generator=lots, device=x.device)
+    code.copy_((exact + lot).floor().clamp(-most, most))
 
 
-def unpacked(code: Tensor, scale: Tensor) -> Tensor:
-    """What `packed` stands for, fp32."""
+def unpack(code: Tensor, scale: Tensor) -> Tensor:
+    """What `pack` stands for, fp32."""
     return (code.float() / torch.iinfo(code.dtype).max) ** 3 * scale
 
 
@@ -42,37 +42,18 @@ class AdamW8(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
+        """AdamW (Loshchilov and Hutter 2019), some rows of a parameter at a time."""
         for group in self.param_groups:
+            lr, (beta1, beta2) = group["lr"], group["betas"]
             for p in (p for p in group["params"] if p.grad is not None):
-                self.state[p]["step"] += 1
-                t = int(self.state[p]["step"])
-                lots = torch.Generator(p.device).manual_seed(t)
-                flat = p.view(len(p), -1)
-                whole = flat, p.grad.view_as(flat), *(x for x in self.state[p].values() if x.ndim)
-                pieces = (x.split(max(1, PIECE // flat.shape[1])) for x in whole)
-                for rows in zip(*pieces, strict=True):
-                    move(*rows, lots, t, group)
-
-
-def move(
-    w: Tensor,
-    g: Tensor,
-    mean: Tensor,
-    mean_scale: Tensor,
-    root: Tensor,
-    root_scale: Tensor,
-    lots: torch.Generator,
-    t: int,
-    group: dict,
-) -> None:
-    """AdamW's step `t` (Loshchilov and Hutter 2019), in place, on some rows (n, width) of a
-    parameter `w` with the gradient `g`."""
-    beta1, beta2 = group["betas"]
-    m = unpacked(mean, mean_scale).lerp_(g, 1 - beta1)
-    v = unpacked(root, root_scale).square_().lerp_(g.square(), 1 - beta2)
-    w.mul_(1 - group["lr"] * group["weight_decay"])
-    w.addcdiv_(m, (v / (1 - beta2**t)).sqrt_() + 1e-8, value=-group["lr"] / (1 - beta1**t))
-    for x, code, scale in ((m, mean, mean_scale), (v.sqrt_(), root, root_scale)):
-        codes, scales = packed(x, code.dtype, lots)
-        code.copy_(codes)
-        scale.copy_(scales)
+                t = int(self.state[p]["step"].add_(1))
+                lots, flat = torch.Generator(p.device).manual_seed(t), p.view(len(p), -1)
+                parts = flat, p.grad.view_as(flat), *(x for x in self.state[p].values() if x.ndim)
+                pieces = (x.split(max(1, PIECE // flat.shape[1])) for x in parts)
+                for w, g, mean, mean_scale, root, root_scale in zip(*pieces, strict=True):
+                    m = unpack(mean, mean_scale).lerp_(g, 1 - beta1)
+                    v = unpack(root, root_scale).square_().lerp_(g.square(), 1 - beta2)
+                    w.mul_(1 - lr * group["weight_decay"])
+                    w.addcdiv_(m, (v / (1 - beta2**t)).sqrt_() + 1e-8, value=-lr / (1 - beta1**t))
+                    pack(m, mean, mean_scale, lots)
+                    pack(v.sqrt_(), root, root_scale, lots)
