@@ -60,6 +60,8 @@ def make_optimizer(
     matrices, norms = ([p for p in parameters if (p.ndim == 2) == two] for two in (True, False))
     groups = [dict(params=matrices, weight_decay=weight_decay), dict(params=norms, weight_decay=0)]
     if name == "adamw8":
+        if parallel.here().mesh:
+            raise UserError("--optimizer adamw8 is for one process; on several, each has its part")
         return AdamW8(groups, lr, (0.9, beta2))
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2), fused=True)
     for p in parameters:  # as its first step would: what a checkpoint fills must be there
