@@ -220,8 +220,7 @@ def update(
         entropies = [p.entropy for p in packed]
     else:
         with torch.no_grad():
-            parted = parallel.attended("entropies", packed)
-            entropies = [model(*p.scored(), c.temperature)[1] for p in parted]
+            entropies = [model(*p.scored(), c.temperature)[1] for p in parallel.attended(packed)]
     if not all(h.isfinite().all() for h in entropies):
         raise UserError("the policy's entropies are not finite; start again with a lower --lr")
     # One threshold for the whole mini-batch, on all ranks: a threshold for each micro-batch would
@@ -233,16 +232,16 @@ def update(
     scope = [(*x, None) for x in pools] if c.pool == "microbatch" else [(entropy, kinds, number, N)]
     masks, taus = zip(*(keep_mask(c, *x, lots) for x in scope), strict=True)
     mask = torch.cat(masks)  # (n,)
-    # Counts of the whole step, not means of micro-batch means: every kept token weighs the same.
+    # A count over the mini-batch, not means of micro-batch means: every kept token weighs the same.
     counted = mask if c.normalize == "kept" else torch.ones_like(mask)
     denominator = max(int(ranks.sum(counted.sum())), 1) / ranks.dp  # FSDP averages over dp ranks
     loss, clipped, dlogp = 0.0, 0, []
-    if first:  # policy and sampler are one: on every token of its longest answers they must agree
+    if first:  # policy and sampler are one: on its longest answers, each token's, they must agree
         with torch.no_grad():
             again, _ = model(*packed[0].scored(), c.temperature)
         dlogp = (again - packed[0].logprobs).abs().tolist()
     work = [*zip(parts, packed, mask.split([len(h) for h in entropies]), strict=True)]
-    for part, p, m in parallel.attended("update", work):
+    for part, p, m in parallel.attended(work):
         # Only kept rows meet the vocabulary: the logits are the largest tensor of the step.
         logprobs, _ = model(*p.scored(m), c.temperature)  # (K,)
         A = advantages[part].to(device).repeat_interleave(p.lengths()[: len(part)])[m]  # (K,)
@@ -254,7 +253,7 @@ def update(
     sums = tally(c, entropy, kinds, number, N, mask)
     found = [tau for tau in taus if tau < math.inf]  # of pools with any token
     sums.update(loss=loss, clipped=clipped, tau=sum(found), pools=len(found), updates=1)
-    sums.update(max_dlogp=max(ranks.gather(max(dlogp, default=0.0))) / ranks.dp, N=N / ranks.dp)
+    sums.update(max_dlogp=max(ranks.gather(max(dlogp, default=0.0))) / ranks.dp, N=N)
     return sums
 
 
@@ -291,7 +290,7 @@ def columns(sums: Counter, c: Config) -> dict[str, float]:
 
 @dataclass
 class State:
-    """What a resumed run needs beside its config."""
+    """What a resumed run needs beside its config: random numbers follow from the seed and counters."""
 
     model: Transformer
     policy: Transformer  # samples and computes: the model itself in fp32, else its bf16 copy
@@ -318,28 +317,26 @@ def collect(
 
     What is there after `c.rounds` rounds is trained on, whether the batch got full or not.
     """
-    rounds, found, G = [], torch.zeros(0), c.group
+    rounds, correct, G = [], torch.zeros(0), c.group
     how, seed = Sampling(c.temperature), seed_of(c.seed, "rollout")
     for _ in range(c.rounds):
-        missing = c.prompts - int(mixed(found, G).sum())
+        missing = c.prompts - int(mixed(correct, G).sum())
         if missing <= 0:
             break
         drawn = draw(problems, c.seed, state.position, math.ceil(missing * c.oversample))
         at = range(state.position, state.position + len(drawn))
         state.position += len(drawn)
-        samples, _, correct = ask(state.policy, world, drawn, G, c.max_new, how, seed, at, c.rows)
+        samples, _, graded = ask(state.policy, world, drawn, G, c.max_new, how, seed, at, c.rows)
         rounds.append(samples)
-        found = torch.cat((found, correct))  # (P * G,)
+        correct = torch.cat((correct, graded))  # (P * G,)
     samples = Rollout.join(rounds)
-    if state.base:
-        samples.entropy = asking.rescore(state.base, samples, c.temperature)
-    lengths, ended = samples.lengths(), samples.finished.float()
-    rewards = found + overlong_penalty(lengths, c.max_new, c.overlong)
+    lengths, ended, n = samples.lengths(), samples.finished.float(), len(correct) // G
+    rewards = correct + overlong_penalty(lengths, c.max_new, c.overlong)
     advantages = group_advantages(rewards, G)
-    groups = mixed(found, G).nonzero()[:, 0].tolist()
-    metrics = dict(reward=rewards.mean().item(), accuracy=found.mean().item())
+    groups = mixed(correct, G).nonzero()[:, 0].tolist()  # whatever the penalty
+    metrics = dict(reward=rewards.mean().item(), accuracy=correct.mean().item())
     metrics |= dict(truncated=(1 - ended).mean().item(), length=lengths.float().mean().item())
-    metrics |= dict(sampled_tokens=int(lengths.sum()), group_pass_rate=len(groups) * G / len(found))
+    metrics |= dict(sampled_tokens=int(lengths.sum()), group_pass_rate=len(groups) / n)
     return samples, advantages, groups[: c.prompts], metrics
 
 
@@ -347,7 +344,9 @@ def step(state: State, world: World, problems: list, c: Config) -> dict:
     """One rollout and its optimizer updates; returns the line of metrics."""
     clock, cpu = time.perf_counter(), time.process_time()
     samples, advantages, groups, metrics = collect(state, world, problems, c)
-    sampled, sums = time.perf_counter(), Counter()
+    sampled, sums, ranked = time.perf_counter(), Counter(), samples
+    if state.base:
+        ranked = replace(samples, entropy=asking.rescore(state.base, samples, c.temperature))
     if c.rho_end:
         half = min(1.0, 2 * state.step / c.steps)
         c = replace(c, rho=c.rho + half * (c.rho_end - c.rho))
@@ -356,7 +355,7 @@ def step(state: State, world: World, problems: list, c: Config) -> dict:
         mine = groups[u * len(groups) // n : (u + 1) * len(groups) // n]
         which = [g * c.group + i for g in mine for i in range(c.group)]
         lots = seed_of(c.seed, "lots", state.n_updates)
-        one = update(state.policy, samples, advantages, which, c, lots, first=u == 0)
+        one = update(state.policy, ranked, advantages, which, c, lots, first=u == 0)
         one["grad_norm"] = norm = parallel.clip_gradients(state.model, c.grad_clip)
         if not math.isfinite(one["loss"] + norm):
             where = f"step {state.step + 1}, update {u + 1}: loss {one['loss']}, gradient {norm}"
@@ -460,12 +459,9 @@ def begin(model: Transformer, problems: list, c: Config, clock: files.Clock) -> 
 
 def configure(given: dict) -> Config:
     """Flags by field name -> Config; UserError for a value that no run can have."""
-    given = flags.resumed(Config, given) if given.get("resume") else given
-    usual = flags.defaults(Config, bool(given.get("data")))
-    c = Config(**usual | given)
-    flags.check(c)
-    if "overlong" not in given:  # the paper's share of its --max-new
-        c = replace(c, overlong=c.overlong * c.max_new // usual["max_new"])
+    c = flags.filled(Config, given)
+    if not {"overlong", "resume"} & given.keys():  # the paper's is a fifth of its --max-new
+        c = replace(c, overlong=min(c.overlong, c.max_new // 5))
     if not c.data:
         asking.countdown_of(c), asking.recipe_of(c)  # refuse what cannot be
     rules = [

@@ -188,10 +188,10 @@ def microbatches(lengths: Sequence[int], which: Sequence[int], budget: int) -> l
     return mine + [[] for _ in range(max(map(len, ranks)) - len(mine))]
 
 
-def attended(what: str, parts: Sequence) -> Iterator:
-    """The micro-batches of some work, with a sign of life where they take long; files.Stopped on
-    all ranks where one has waited long enough to stop."""
-    with files.bar(what, len(parts), " micro-batches") as bar:
+def attended(parts: Sequence) -> Iterator:
+    """Micro-batches, with a sign of life where they take long; files.Stopped on all ranks where one
+    has waited long enough to stop."""
+    with files.bar("update", len(parts), " micro-batches") as bar:
         for part in parts:
             if HERE.any(files.overdue()):
                 raise files.Stopped

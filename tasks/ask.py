@@ -154,14 +154,13 @@ def remark(line: dict, c: Any) -> str:
     """Of a step that had nothing to learn from, by its line of metrics, why, and what to do."""
     if line["groups"]:
         return ""
-    if line["accuracy"] == 0 and line["truncated"] > 0.9:
-        why = f"all were cut at --max-new {c.max_new}: raise it, or check the --template"
-    elif line["accuracy"] == 0:
-        why = "all answers were wrong: check the --template and its --verifier, or easier problems"
-    elif line["accuracy"] == 1:
+    why = "each prompt's answers were all right or all wrong: more --prompts, or --group"
+    if line["accuracy"] == 1:
         why = "all answers were right: take harder problems"
-    else:
-        why = "each prompt's answers were all right or all wrong: more --prompts, or --group"
+    if line["accuracy"] == 0:
+        why = "all answers were wrong: check the --template, or take easier problems"
+    if line["accuracy"] == 0 and line["truncated"] > 0.9:
+        why = f"all answers were cut: raise --max-new {c.max_new}, or check the --template"
     return f"no group was mixed, nothing to learn from: {why}"
 
 

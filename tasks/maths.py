@@ -29,7 +29,7 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -66,10 +66,6 @@ WORDS = re.compile(r"\\(?:text\w*|math\w+|mbox)|[{}$\s]")
 
 class Bad(ValueError):
     """A record that is no problem: what kind of thing is wrong, and what in it."""
-
-    def __init__(self, kind: str, why: str):
-        super().__init__(why)
-        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -231,7 +227,7 @@ class Maths:
     def same(self, a: str, b: str) -> bool:
         """Whether two answers are one vote: 1/2 and 0.5 are, and so are 5, x = 5 and 5 cm, since
         the grader lets name and unit be away."""
-        return a == b or self._mode() != "dapo" and _equal(a, b)
+        return a == b if self._mode() == "dapo" else _equal(a, b)
 
     def _mode(self) -> str:
         return self.verifier or self.form.verifier
@@ -255,14 +251,9 @@ def _hash(question: str) -> str:
     return hashlib.sha256(normal(question).encode()).hexdigest()
 
 
-def _equal(a: str, b: str) -> bool:
-    """Whether the grader takes each of two answers for the other."""
-    return verify.grade(f"\\boxed{{{a}}}", b) and verify.grade(f"\\boxed{{{b}}}", a)
-
-
-def _agree(a: str, b: str) -> bool:
-    """Whether it takes one of two golds for the other: 5 and 5 cm are written of one answer."""
-    return a == b or verify.grade(f"\\boxed{{{a}}}", b) or verify.grade(f"\\boxed{{{b}}}", a)
+def _equal(a: str, b: str, how: Callable = all) -> bool:
+    """Whether the grader takes each of two answers for the other; `any`: one for the other."""
+    return a == b or how(verify.grade(f"\\boxed{{{x}}}", y) for x, y in ((a, b), (b, a)))
 
 
 def _value(gold: str) -> bool:
@@ -325,14 +316,14 @@ def _read(paths: Iterable[str | Path]) -> tuple[list[MathProblem], dict[str, int
                     seen[key] = problem, where
                     continue
                 same, there = seen[key]
-                if not _agree(problem.answer, same.answer):
+                if not _equal(problem.answer, same.answer, any):
                     other = f"{there} has the same question with {_short(same.answer)}"
                     raise Bad("contradictions", f"the answer {answer}, but {other}")
                 counts["duplicates"] += 1
             except (ValueError, RecursionError) as e:
-                kind = getattr(e, "kind", "unreadable")
+                kind, why = e.args if isinstance(e, Bad) else ("unreadable", e)
                 kinds[kind] += 1
-                bad.setdefault(kind, f"{where}: {e}")
+                bad.setdefault(kind, f"{where}: {why}")
         if counts["lines"] == before:
             raise UserError(f"{path}: is empty")
     counts["bad"] = kinds.total()
@@ -413,13 +404,10 @@ def _record(row: Any) -> dict:
 
 
 def _turns(chat: Any, *who: str) -> list[dict]:
-    """The turns of some in a chat, of either spelling."""
-    turns = chat if type(chat) is list else []
-    return [m for m in turns if type(m) is dict and m.get("role", m.get("from")) in who]
-
-
-def _text(turn: dict) -> Any:
-    return turn.get("content", turn.get("value"))
+    """The turns of some in a chat, of either spelling, each with its `text`."""
+    turns = [m for m in chat if type(m) is dict] if type(chat) is list else []
+    said = [m | dict(text=m.get("content", m.get("value"))) for m in turns]
+    return [m for m in said if m.get("role", m.get("from")) in who]
 
 
 def _question(record: dict) -> str:
@@ -431,7 +419,7 @@ def _question(record: dict) -> str:
     text = record[name]
     if type(text) is list:
         users = _turns(text, "user", "human")
-        text = _text(users[-1]) if users else None
+        text = users[-1]["text"] if users else None
     text = text.strip() if type(text) is str else ""
     if wrapped := START.match(text):
         text = text[wrapped.end() :]
@@ -484,7 +472,7 @@ def _answer(record: dict) -> str:
         if turn.get("ground_truth") is not None:
             found["ground_truth of a turn"] = turn["ground_truth"]
     more = {name: record.get(name) for name in (*OTHERWISE, "solution")}
-    for name, value in (more | dict(chat=next(map(_text, ends), None))).items():
+    for name, value in (more | dict(chat=ends[0]["text"] if ends else None)).items():
         if not found and value is not None:
             found[name] = value
     if not found:
@@ -494,7 +482,7 @@ def _answer(record: dict) -> str:
     answers = {name: _gold(name, value, choices) for name, value in found.items()}
     (name, answer), *others = answers.items()
     for other, value in others:
-        if not _agree(answer, value):
+        if not _equal(answer, value, any):
             raise Bad("contradictions", f"{name} is {_short(answer)}, {other} is {_short(value)}")
     return answer
 

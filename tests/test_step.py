@@ -273,9 +273,6 @@ def slow_step(memory: Memory, world: Sums, problems: list, c: Config) -> tuple[d
     )
     found = []
     for s in samples[:16]:
-        if c.entropy == "base":  # noted instead of the policy's
-            logp = log_softmax(memory.base, s.prompt + s.ids, c.temperature)[len(s.prompt) - 1 :]
-            s.h = [entropy(row) for row in logp[:-1]]
         new = log_softmax(model, s.prompt + s.ids, c.temperature).detach()[len(s.prompt) - 1 :]
         gaps = [new[t, i].item() - s.old[t] for t, i in enumerate(s.ids)]
         kl = [math.exp(gap) - 1 - gap for gap in gaps]
