@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from common import TIMING, random_model, seeded
+from common import TIMING, config, random_model, seeded
 from test_step import Sums
 
 import fork_gpt
@@ -19,7 +19,7 @@ from infra.files import Clock, UserError
 from model import Shape
 from parallel import kth_largest
 from rollout import generate
-from tasks.ask import countdown_of, draw, recipe_of
+from tasks.ask import countdown_of, draw, folder_of, recipe_of, remark
 from tasks.countdown import Countdown
 from tasks.pretrain import Pretrain
 
@@ -275,6 +275,42 @@ def test_flags_make_the_small_world_and_its_base():
                filler_entropy=0.5, size="mini", pretrain_steps=7, base_seed=3)  # fmt: skip
     assert countdown_of(c) == Countdown(2, 5, "+-", 9, 3, 4, 0.2, 0.5)
     assert recipe_of(c) == Pretrain(size="mini", steps=7, seed=3)
+
+
+@pytest.mark.parametrize("accuracy, truncated, word", [
+    (0, 1.0, "cut"), (0, 0.5, "wrong"), (1, 0.0, "right: take harder"), (0.5, 0.0, "--group"),
+])  # fmt: skip
+def test_a_step_without_a_mixed_group_says_why(accuracy, truncated, word):
+    """`reward 0, kept 0` for hours."""
+    line = dict(groups=0, accuracy=accuracy, truncated=truncated)
+    said = remark(line, Config())
+    assert said.startswith("no group was mixed, nothing to learn from: ") and word in said
+    assert remark(line | dict(groups=1), Config()) == ""
+
+
+def test_defaults_follow_the_problem_and_a_run_is_named_after_it(tmp_path):
+    small, maths = config(), config("--model", "a/Q", "--data", "d/aime/test.jsonl,x.jsonl")
+    assert (small.lr, small.max_new, small.overlong, small.dtype) == (1.5e-4, 160, 0, "float32")
+    assert (maths.lr, maths.max_new, maths.overlong, maths.warmup) == (1e-6, 20480, 4096, 10)
+    assert config("--model", "a", "--data", "d", "--max-new", "1000").overlong == 200
+    names = [str(folder_of(c)) for c in (small, maths)]
+    assert names == ["runs/top-rho0.2-seed0", "runs/Q-aime+x-top-rho0.2-seed0"]
+    assert "--lr=1e-06" in flags.taken(maths) and "--lr=0.00015" in flags.taken(small)
+
+
+def test_which_flags_a_run_may_go_on_with(tmp_path):
+    """Not with what changes the learning: a pool cut otherwise, a rho that moves otherwise."""
+    for own, refused in (((), "lr"), (("--pool", "microbatch"), "microbatch"),
+                         (("--rho-end", "0.5"), "steps")):  # fmt: skip
+        c = config("--out", str(tmp_path / refused), *own)
+        fork_gpt.claim_folder(c)
+        anew = dict(steps=9, rows=3, microbatch=7, lr=0.5, device="cpu", save_every=2)
+        with pytest.raises(UserError, match=f"--{refused} cannot change in a run"):
+            fork_gpt.configure(dict(resume=c.out) | {refused: anew.pop(refused)})
+        anew = {k: x for k, x in anew.items() if k not in ("lr", refused)}
+        again = fork_gpt.configure(dict(resume=c.out) | anew)
+        assert again == replace(c, **anew)
+        fork_gpt.claim_folder(again)  # and its folder is its own
 
 
 # ---------------------------------------------------------------------- bad input

@@ -167,6 +167,21 @@ def test_every_published_size_reads_from_both_forms_of_config(name, tmp_path):
     edit(path, rope_parameters=..., rope_theta=1000000, **published)
     assert read_shape(path) == SIZES[name]
     assert type(read_shape(path).rope_theta) is float
+    # what other programs write of the same: nothing of it changes an angle
+    edit(path, rope_theta=None, rope_parameters=dict(rope_type="default", rope_theta=1e6))
+    assert read_shape(path) == SIZES[name]
+    edit(path, rope_scaling=dict(rope_type="default"), rope_parameters=None, rope_theta=1e6)
+    assert read_shape(path) == SIZES[name]
+
+
+def test_what_is_not_a_weight_file_is_said_with_the_way_out(tmp_path):
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(UserError, match="to convert pytorch_model.bin: .* save_pretrained"):
+        module.read_entries(tmp_path)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    (tmp_path / "model.safetensors").write_text(pointer)
+    with pytest.raises(UserError, match="is a git-lfs pointer, not the file: git lfs pull"):
+        module.read_entries(tmp_path)
 
 
 def test_bf16_weights_make_an_fp32_master_or_stay(tmp_path):
