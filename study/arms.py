@@ -214,7 +214,8 @@ def results(summaries: list[dict], cpu_seconds: float, sd: float, df: int) -> di
         low, high = summaries[0]["test_accuracy_interval"]
     found = dict(accuracy=accuracy, low=max(0.0, low), high=min(1.0, high), per_seed=each)
     for key in ("arithmetic", "length", "truncated"):
-        found[key] = float(np.mean([s[key] for s in summaries]))
+        known = [s[key] for s in summaries if s[key] is not None]  # mathematics has no arithmetic
+        found[key] = float(np.mean(known)) if known else None
     return found | dict(cpu_seconds=cpu_seconds)
 
 
@@ -258,7 +259,8 @@ def comparison_table(record: dict) -> str:
         row = [arm["name"], f"{t['accuracy']:.3f} [{t['low']:.3f}, {t['high']:.3f}]"]
         row += [" ".join(f"{x:.3f}" for x in t["per_seed"]), minus, d["verdict"] if d else ""]
         row += [f"{t['length']:.1f}"]
-        row += [f"{t['truncated']:.3f}", f"{t['arithmetic']:.3f}", f"{t['cpu_seconds']:.0f}"]
+        true = "" if t["arithmetic"] is None else f"{t['arithmetic']:.3f}"
+        row += [f"{t['truncated']:.3f}", true, f"{t['cpu_seconds']:.0f}"]
         rows.append([*row, PAPER.get(arm["keep"], "none") if plain else "none"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * w for w in widths])
