@@ -442,7 +442,7 @@ def claim_folder(c: Config, write: bool = True) -> Path:
     """The run's folder, its config noted there or compared with the one that is."""
     folder = asking.folder_of(c)
     mine = {k: v for k, v in asdict(c).items() if k not in ("out", "resume")}
-    files.claim(folder, mine, write, flags.free(c))
+    files.claim(folder, mine, write, flags.free(c) if c.resume else {"rows"})
     return folder
 
 

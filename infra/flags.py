@@ -60,16 +60,15 @@ def free(config: Any) -> set[str]:
 def filled(kind: type, given: dict) -> Any:
     """A checked dataclass of the flags given and the defaults.  With `resume`, those of the run in
     that folder are the defaults; UserError for one that would change what is learned there."""
-    folder = given.get("resume")
-    if not folder:
-        config = kind(**defaults(kind, bool(given.get("data"))) | given)
-        check(config)
-        return config
-    saved = read_config(folder, kind) | dict(out=folder)
-    fixed = {k for k in given if given[k] != saved.get(k)} - free(kind(**saved)) - {"resume"}
-    if fixed:
-        raise UserError(f"{option(min(fixed))} cannot change in a run that has begun, {folder}")
-    return filled(kind, saved | given | dict(resume=""))
+    if folder := given.get("resume"):
+        saved = read_config(folder, kind) | dict(out=folder)
+        fixed = {k for k in given if given[k] != saved.get(k)} - free(kind(**saved)) - {"resume"}
+        if fixed:
+            raise UserError(f"{option(min(fixed))} cannot change in a run that has begun, {folder}")
+        given = saved | given
+    config = kind(**defaults(kind, bool(given.get("data"))) | given)
+    check(config)
+    return config
 
 
 def taken(config: Any) -> str:

@@ -333,11 +333,11 @@ def _read(paths: Iterable[str | Path]) -> tuple[list[MathProblem], dict[str, int
 def read_sets(paths: str, skip_bad: bool = False) -> dict[str, list[MathProblem]]:
     """The problems of some files, named by commas, under the names of their sets.  UserError for
     two files of one name."""
-    sets = {}
-    for path in paths.split(",") if paths else ():
-        name = set_name(path)
-        if name in sets or not path or name in ("train", "val", "test", "average"):
-            raise UserError(f"{path!r}: every set needs a name of its own, and {name!r} is none")
+    sets, named = {}, [(set_name(path), path) for path in paths.split(",") if paths]
+    for i, (name, path) in enumerate(named):
+        if not path or name in ("train", "val", "test", "average", *dict(named[:i])):
+            raise UserError(f"{path!r} in {paths}: a set needs a name of its own, not {name!r}")
+    for name, path in named:
         sets[name], counts = read_problems([path], skip_bad)
         print(f"{path}: {told(counts)}")
     return sets

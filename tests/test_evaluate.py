@@ -158,6 +158,9 @@ class Letters:
     def encode(self, p: Puzzle) -> list[int]:
         return self.tokenizer().encode(p.question)
 
+    def same(self, a: str, b: str) -> bool:
+        return a == b
+
     def name(self, p: Puzzle) -> str:
         return "name of " + p.question
 
@@ -207,9 +210,9 @@ def maths(tmp_path, monkeypatch):
 
     save_random_model(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ask, "Maths", lambda tokenizer, template, verifier: Letters())
+    monkeypatch.setattr(ask, "Maths", lambda *_: Letters())
     monkeypatch.setattr(ask, "open_model", open_model)
-    monkeypatch.setattr(evaluate, "read_problems", read_problems)
+    monkeypatch.setattr("tasks.maths.read_problems", read_problems)
     monkeypatch.setattr(files, "stop_on_signal", lambda: lambda: False)
     return tmp_path
 
@@ -437,13 +440,13 @@ def test_what_a_run_says_is_the_default(tmp_path):
         )
     )
     c = config("--model", str(tmp_path), "--max-value", "50")
-    # 512 rows in fp32 is a cache of eight times what the run had
-    assert (c.dtype, c.rows) == ("bfloat16", 64)
+    # as many rows as fit where it is measured, not where it was trained
+    assert (c.dtype, c.rows) == ("bfloat16", 0)
     assert (c.max_new, c.max_value, c.ops) == (77, 50, "+-")
     assert config("--model", str(tmp_path), "--data", "x.jsonl").template == "chat"
     (tmp_path / "config.json").write_text('{"model_type": "qwen3", "dtype": "float16"}')
     c = config("--model", str(tmp_path), "--data", "x.jsonl")
-    assert (c.max_new, c.template, c.dtype) == (20480, "boxed", "float32")
+    assert (c.max_new, c.template, c.dtype) == (20480, "boxed", "bfloat16")
     assert config("--model", "elsewhere").max_new == 160
 
 
@@ -491,9 +494,11 @@ def test_the_data_file_itself_is_never_taken_for_responses(maths, capsys):
     assert Path("sets/one.jsonl").read_text() == '{"problem": "1 + 1"}\n'
 
 
-def test_out_of_memory_is_one_line_and_another_try_is_open(maths, capsys):
+def test_out_of_memory_is_one_line_and_another_try_is_open(maths, capsys, monkeypatch):
     """The config of an evaluation that never got to a response barred --rows from being lowered."""
     argv = [*QUICK, "--data", "dir/two.jsonl", "--out", "out"]
+    assert "cannot fit; " in mistake(capsys, *argv, "--max-new", "10000000000")
+    monkeypatch.setattr("infra.memory.room", lambda device: None)  # where nothing says what is free
     for enormous, why in (("10000000000", "allocate memory"), (f"1{'0' * 17}", "overflow")):
         said = mistake(capsys, *argv, "--max-new", enormous)
         assert why in said and "lower --rows" in said
@@ -510,7 +515,7 @@ def test_weights_that_are_not_finite(maths, capsys):
 
 @pytest.mark.parametrize("flags, said", [
     ("", "--model"), ("--model nowhere", "nowhere: no model of the small world there"),
-    ("--model nowhere --data a.jsonl", "nowhere: no model there"),
+    ("--model nowhere --data a.jsonl", "nowhere: no such folder"),
     ("--model model --data a.jsonl", "it cannot read --data"),
     ("--model model --ops +-", "speaks of another world"), ("--model model --k 0", "--k 0"),
     ("--model model --k two", "--k"), ("--model model --temperature 0", "--k 16"),
@@ -518,13 +523,13 @@ def test_weights_that_are_not_finite(maths, capsys):
     ("--model model --temperature nan", "--temperature nan"),
     ("--model model --top-p 0", "--top-p 0"), ("--model model --top-p 1.5", "--top-p 1.5"),
     ("--model model --limit -1", "--limit -1"), ("--model model --max-new -5", "--max-new -5"),
-    ("--model model --rows 0", "--rows 0"), ("--model model --seed -1", "--seed -1"),
+    ("--model model --rows -1", "--rows -1"), ("--model model --seed -1", "--seed -1"),
     ("--model model --ops +%", "--ops"), ("--model model --ops ++", "--ops"),
     ("--model model --max-value 5", "--max-value 5"), ("--model model --split train", "--split"),
     ("--model model --template poem", "--template"), ("--model model --dtype int8", "--dtype"),
     ("--model model --rho 0.2", "--rho"),
-    ("--model model --data a/x.jsonl,b/x.jsonl", "files of different names"),
-    ("--model model --data a.jsonl,", "file names between its commas"),
+    ("--model model --data a/x.jsonl,b/x.jsonl", "a name of its own, not 'x'"),
+    ("--model model --data a.jsonl,", "'' in a.jsonl,: a set needs"),
     ("--model model --data average.jsonl", "average"), ("--model broken", "broken/config.json"),
     ("--model odd", "--max-value '30'"), ("--model damaged", "damaged/model.pt is damaged"),
     ("--model model --limit 1 --max-new 2 --k 1 --out taken", "cannot write taken"),

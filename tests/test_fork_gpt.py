@@ -309,7 +309,7 @@ def test_which_flags_a_run_may_go_on_with(tmp_path):
             fork_gpt.configure(dict(resume=c.out) | {refused: anew.pop(refused)})
         anew = {k: x for k, x in anew.items() if k not in ("lr", refused)}
         again = fork_gpt.configure(dict(resume=c.out) | anew)
-        assert again == replace(c, **anew)
+        assert again == replace(c, resume=c.out, **anew)
         fork_gpt.claim_folder(again)  # and its folder is its own
 
 
