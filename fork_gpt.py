@@ -288,7 +288,7 @@ def columns(sums: Counter, c: Config) -> dict[str, float]:
 
 @dataclass
 class State:
-    """What a resumed run needs beside its config: random numbers follow from the seed and counters."""
+    """What a resumed run needs beside its config.  Random numbers follow from seed and counters."""
 
     model: Transformer
     policy: Transformer  # samples and computes: the model itself in fp32, else its bf16 copy
