@@ -305,13 +305,17 @@ class Spliced:
         return torch.where(h[:, -1:] > 0, b, a)
 
 
-def trace(model: Transformer, one: Rollout, tokenizer: Tokenizer) -> list[dict]:
-    """One sample's response tokens: text, entropy, probability, five likeliest alternatives."""
+def trace(model: Transformer, one: Rollout, tokenizer: Tokenizer, pool: Tensor) -> list[dict]:
+    """One sample's response tokens: text, entropy, its rank `q` (the share of the entropies `pool`
+    that are higher), probability, five likeliest alternatives."""
+    pool, h = pool.cpu().sort().values, one.entropy.cpu()
+    q = (1 - torch.searchsorted(pool, h, right=True) / len(pool)).tolist()
     columns = [x.tolist() for x in alternatives(model, one)[:4]]
     out = []
-    for token, p, h, best, ids in zip(one.responses()[0], *columns, strict=True):
-        alt = [[tokenizer.token(i), float(f"{q:.3g}")] for q, i in zip(best, ids, strict=True)]
-        out.append(dict(t=tokenizer.token(token), h=round(h, 4), p=float(f"{p:.3g}"), alt=alt))
+    for token, rank, p, h, best, ids in zip(one.responses()[0], q, *columns, strict=True):
+        alt = [[tokenizer.token(i), float(f"{x:.3g}")] for x, i in zip(best, ids, strict=True)]
+        about = dict(h=round(h, 4), q=round(rank, 4), p=float(f"{p:.3g}"), alt=alt)
+        out.append(dict(t=tokenizer.token(token)) | about)
     return out
 
 
@@ -436,9 +440,9 @@ def forking_tokens(run: Run, f: Flags) -> dict:
 
 
 def chosen(run: Run) -> list[int]:
-    """Six test problems by lot, always the same."""
+    """Six test problems by lot, always the same; the first leads the page."""
     n = len(run.problems())
-    return sorted(Random("traces").sample(range(n), min(6, n)))
+    return Random("traces").sample(range(n), min(6, n))
 
 
 def traces(run: Run, f: Flags) -> list:
@@ -450,7 +454,7 @@ def traces(run: Run, f: Flags) -> list:
         (_, samples), model = run.look(which), run.at(which)
         for i, record in zip(chosen(run), out, strict=True):
             one = samples.sequences([i * k])
-            tokens, ids = trace(model, one, tokenizer), one.responses()[0]
+            tokens, ids = trace(model, one, tokenizer, samples.entropy), one.responses()[0]
             right = run.world.reward(problems[i], tokenizer.decode(ids)) > 0
             head = dict(correct=right, finished=bool(one.finished[0]), length=len(tokens))
             record[which] = head | dict(tokens=tokens[:LONGEST])
