@@ -35,6 +35,7 @@ from infra import files, flags, weights
 from infra.files import UserError
 from infra.flags import flag
 from study import report
+from study.findings import log_of
 from study.stats import MARGIN, difference, pooled, student
 from tasks import pretrain
 from tasks.ask import countdown_of, recipe_of
@@ -235,8 +236,7 @@ def compare(runs: list[Job]) -> dict:
     sd, df = pooled(list(accuracy.values()))
     for text, mine in found.items():
         (jobs, summaries), c = zip(*mine, strict=True), mine[0][0].config
-        logs = [[json.loads(line) for line in open(job.path("metrics.jsonl"))] for job in jobs]
-        drawn = curve(logs)
+        drawn = curve([log_of(job.path()) for job in jobs])
         others = " ".join(pair for pair in text.split()[1:] if not pair.startswith("rho="))
         arm = dict(name=text, keep=c.keep, rho=c.rho, flags=others, curve=drawn)
         arm |= {k: [getattr(job.config, k) for job in jobs] for k in ("base_seed", "seed")}

@@ -529,7 +529,7 @@ def temperatures(d: dict, w: int) -> Figure:
             "everything": pick(x["fork"], 1),
             "forks, best of the higher": best(warmer(x["fork"])),
             "forks, coldest": coldest(x["fork"]),
-            "the rest, next higher": coldest(warmer(x["rest"])),
+            "the rest": pick(x["rest"], 2),
         }
         said = [f"{name}, at T = {r['t']:g}, {at(r)}" for name, r in points.items() if r]
         parts.append(f"Forks from {kind}: {'; '.join(said)}.")

@@ -52,6 +52,10 @@ from tasks.tokenizer import Tokenizer
 # the paper's grid, and where a small model still makes sense
 TEMPERATURES = (0.0, 0.05, 0.3, 0.6, 1.0, 1.1, 1.2, 1.3, 1.5, 2.0, 3.0, 5.0)
 RHOS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
+COLUMNS = (  # of metrics.jsonl
+    "step accuracy reward length truncated entropy entropy_kept entropy_dropped tau grad_norm "
+    "kept_fraction"
+).split()
 LONGEST = 400  # response tokens of a trace that the page shows
 COORDINATES = 2**24  # of a gradient, at most, that the anatomy keeps
 LARGEST = 10  # tokens that a robust agreement of halves leaves out
@@ -226,7 +230,7 @@ class Run:
 def states_of(folder: Path, step: int, model: Transformer) -> dict[int, Path | dict]:
     """Where the weights of a run's steps are: its snapshots, and a copy of those that `model` holds
     as those of `step`, unless a snapshot has them."""
-    found = {int(p.stem): p for p in (folder / "snapshots").glob("*.pt") if p.stem.isdigit()}
+    found = {int(p.stem): p for p in (folder / "snapshots").glob("*.pt") if p.stem.isdecimal()}
     if step not in found:
         found[step] = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
     return found
@@ -378,7 +382,7 @@ def run_section(run: Run, f: Flags) -> dict:
     small = f"Countdown: {c.n_numbers} numbers up to {c.max_number}, operations {c.ops}, values up "
     summary, spent = run.folder / "summary.json", run.cpu_seconds
     if spent is None and summary.exists():
-        spent = json.loads(summary.read_text())["cpu_seconds"]
+        spent = files.read_json(summary).get("cpu_seconds")
     settings = {k: getattr(c, k) for k in ("dtype", "seed", "keep", "rho", "steps")}
     return settings | dict(
         name=run.folder.resolve().name,
@@ -394,23 +398,30 @@ def run_section(run: Run, f: Flags) -> dict:
     )
 
 
-def whole_lines(path: Path) -> list[str]:
-    """The whole lines of a text file; none where there is no file."""
-    text = path.read_text() if path.exists() else ""
-    return text[: text.rfind("\n") + 1].splitlines()  # a killed run may leave half a line
+def log_of(folder: Path) -> list[dict]:
+    """The steps in RUN/metrics.jsonl, none where there is no file; a killed run may leave half a
+    line at its end.  UserError for any other line that is no step's."""
+    path, out = folder / "metrics.jsonl", []
+    lines = files.read_bytes(path).split(b"\n")[:-1] if path.exists() else []
+    for i, text in enumerate(lines, 1):
+        try:
+            out.append(line := files.parse_json(text))
+            if not all(math.isfinite(line[k]) for k in (*COLUMNS, "groups")):
+                raise ValueError("holds a number that is not finite")
+        except (ValueError, TypeError, KeyError) as e:
+            why = f"lacks {e}" if isinstance(e, KeyError) else str(e)
+            raise UserError(f"{path}: line {i} is no step of a run ({why}): remove it") from None
+    return out
 
 
 def training(run: Run, f: Flags) -> dict:
     """The columns of metrics.jsonl, and the measurements on the validation split."""
-    lines = [json.loads(line) for line in whole_lines(run.folder / "metrics.jsonl")]
+    lines = log_of(run.folder)
     if not lines:
         raise Missing(f"no step was logged: python fork_gpt.py --resume {run.folder}")
-    keys = "step accuracy reward length truncated entropy entropy_kept entropy_dropped tau "
-    columns = {k: [x[k] for x in lines] for k in (keys + "grad_norm kept_fraction").split()}
-    measured = [x for x in lines if "val_accuracy" in x]
-    return columns | dict(
-        val_step=[x["step"] for x in measured], val_accuracy=[x["val_accuracy"] for x in measured]
-    )
+    looks = [x for x in lines if "val_accuracy" in x]
+    val = dict(val_step=[x["step"] for x in looks], val_accuracy=[x["val_accuracy"] for x in looks])
+    return {k: [x[k] for x in lines] for k in COLUMNS} | val
 
 
 def distributions(run: Run, f: Flags) -> dict:
@@ -492,8 +503,8 @@ def during(run: Run, f: Flags) -> dict:
 def sparsity(run: Run, f: Flags) -> dict:
     """Part 9: how many parameters RLVR left as they were, at bf16 resolution, and how many weight
     decay alone would have."""
-    c, lines = run.c, whole_lines(run.folder / "metrics.jsonl")
-    steps = sum(min(c.updates, json.loads(line)["groups"]) for line in lines)
+    c = run.c
+    steps = sum(min(c.updates, line["groups"]) for line in log_of(run.folder))
     decay = (1 - c.lr * c.weight_decay) ** steps if c.optimizer == "adamw" else 1.0
     states = (run.weights_of(run.step_of(which)) for which in ("base", "final"))
     return unchanged(*states, decay)
@@ -748,8 +759,7 @@ def study(run: Run, f: Flags = Flags()) -> Path:
 def summarise(run: Run) -> dict:
     """What was found on the test split at first and at last, None where nothing was measured, and
     the share of tokens kept in the steps that learned."""
-    c, looks = run.c, run.looks
-    lines = [json.loads(line) for line in open(run.folder / "metrics.jsonl")]
+    c, looks, lines = run.c, run.looks, log_of(run.folder)
     last = lines[-1]
     kept = [line["kept_fraction"] for line in lines if line["groups"]]
     before, after = (looks[which][0] if which in looks else {} for which in ("base", "final"))

@@ -157,9 +157,7 @@ CLAIMS: dict[str, tuple[str, Callable[[dict], Verdict]]] = dict(
     ),
     hot_rest=(
         "two_temperature",
-        lambda d: at_both(
-            d, lambda x: fig.pick(x["rest"], 1), lambda x: fig.coldest(fig.warmer(x["rest"]))
-        ),
+        lambda d: at_both(d, lambda x: fig.pick(x["rest"], 1), lambda x: fig.pick(x["rest"], 2)),
     ),
     cold_forks=("two_temperature", lambda d: at_both(d, cold("rest"), cold("fork"))),
     positions_stay=("during", lambda d: kept_positions(d, 0.2)),
