@@ -233,7 +233,7 @@ def update(
     mask = torch.cat(masks)  # (n,)
     # Counts of the whole step, not means of micro-batch means: every kept token weighs the same.
     counted = mask if c.normalize == "kept" else torch.ones_like(mask)
-    denominator = int(ranks.sum(counted.sum())) / ranks.dp  # FSDP averages over the dp ranks
+    denominator = max(int(ranks.sum(counted.sum())), 1) / ranks.dp  # FSDP averages over dp ranks
     loss, clipped, dlogp = 0.0, 0, []
     if first:  # policy and sampler are one: on every token of its longest answers they must agree
         with torch.no_grad():

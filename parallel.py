@@ -422,12 +422,17 @@ def load(path: Path, state) -> None:
     run: its texts must be the same."""
     more = checkpoint.load(path, held(state.model, state.optimizer))
     for name, mine in {k: x for k, x in vars(state).items() if type(x) in (int, str)}.items():
-        if type(more.get(name)) is not type(mine) or type(mine) is str and more[name] != mine:
+        found = more.get(name)
+        good = found == mine if type(mine) is str else type(found) is int and 0 <= found < 2**53
+        if not good or name == "step" and found != int(path.name):
             raise UserError(f"{path} does not belong to this configuration: see {name}")
-        setattr(state, name, more[name])
+        setattr(state, name, found)
+    spent = more.get("clock")
+    if not isinstance(spent, dict) or {*spent} != {*state.clock.seconds()}:
+        raise UserError(f"{path} does not belong to this configuration: see clock")
     for moments in state.optimizer.state.values():
         moments["step"].fill_(state.n_updates)
-    state.clock.add(**more["clock"])
+    state.clock.add(**{k: float(x) for k, x in spent.items()})
     copy_weights(state.model, state.policy)
 
 

@@ -32,7 +32,6 @@ SETTINGS = {  # name -> changes of the recipe (all but `now` "micro"), changes o
     "micro stop 0.1 192 tokens lr 3e-4": (dict(p_stop=0.1), dict(max_new=192)),
     "micro stop 0.1 attempts 12 lr 3e-4": (dict(p_stop=0.1), dict(attempts=12)),
     "micro stop 0.1 6e-4": (dict(p_stop=0.1), dict(lr=6e-4)),
-    "micro centre lr 3e-4": ({}, dict(centre="tokens")),
     "micro stop 0.1 skill 0.5 lr 3e-4": (dict(p_stop=0.1, skill=0.5), {}),
 }
 WHERE = [(0, 0)]  # (base, seed)

@@ -75,6 +75,7 @@ def one_step(model: Transformer, optimizer, count: Received, seed: int) -> float
     odd = SimpleNamespace(  # the reward is the share of odd ids
         tokenizer=lambda: tokenizer,
         encode=list,
+        kinds=None,
         reward=lambda _, ids: sum(i % 2 for i in ids) / len(ids),
     )
     problems = [[rng.randrange(SHAPE.vocab_size) for _ in range(5)] for _ in range(C.prompts)]
@@ -84,7 +85,7 @@ def one_step(model: Transformer, optimizer, count: Received, seed: int) -> float
     count.phase = "update"
     for u in range(C.updates):
         which = list(range(u * n // C.updates, (u + 1) * n // C.updates))
-        update(model, samples, advantages, which, C, torch.Generator(), first=u == 0)
+        update(model, samples, advantages, which, C, seed, first=u == 0)
         parallel.clip_gradients(model, 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -28,19 +28,18 @@ from tasks.pretrain import make_optimizer
 PROMPTS, GROUP, NEW = 8, 8, 64
 
 
-def one_step(model: Transformer, optimizer, c: Config, rng: random.Random, generator) -> dict:
+def one_step(model: Transformer, optimizer, c: Config, rng: random.Random, seed: int) -> dict:
     """Seconds and CPU-seconds of rollout and update."""
     marks = [(time.perf_counter(), time.process_time())]
     vocab = model.shape.vocab_size
     prompts = [[rng.randrange(vocab) for _ in range(5)] for _ in range(PROMPTS)]
-    samples = generate(model, prompts, GROUP, NEW, None, generator=generator)
+    samples = generate(model, prompts, GROUP, NEW, None, seed=seed)
     texts = samples.responses()
     odd = [sum(i % 2 for i in ids) / len(ids) for ids in texts]
     marks.append((time.perf_counter(), time.process_time()))
     which = list(range(PROMPTS * GROUP))
-    update(
-        model, samples, group_advantages(torch.tensor(odd), GROUP), which, c, generator, first=True
-    )
+    advantages = group_advantages(torch.tensor(odd), GROUP)
+    update(model, samples, advantages, which, c, seed, first=True)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -58,10 +57,10 @@ def main() -> None:
     torch.set_num_threads(a.threads)
     torch.manual_seed(0)
     model = Transformer(Shape(256, 4, 8, 4, 32, 768, vocab_size=a.vocab)).init_weights()
-    optimizer = make_optimizer(model, 1e-3, weight_decay=0.0, beta2=0.999)
+    optimizer = make_optimizer([*model.parameters()], 1e-3, weight_decay=0.0, beta2=0.999)
     c = Config(rho=0.2)
-    rng, generator = random.Random(0), torch.Generator().manual_seed(0)
-    runs = [one_step(model, optimizer, c, rng, generator) for _ in range(a.repeat + 1)][1:]
+    rng = random.Random(0)
+    runs = [one_step(model, optimizer, c, rng, seed) for seed in range(a.repeat + 1)][1:]
     out = {k: round(statistics.median(r[k] for r in runs), 4) for k in runs[0]}
     both = [r["cpu_rollout_s"] + r["cpu_update_s"] for r in runs]
     shape = dict(vocab=a.vocab, threads=a.threads, torch=torch.__version__)

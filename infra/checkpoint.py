@@ -8,7 +8,6 @@ parts, so a run of one process continues on many, cut otherwise, and back: exact
 import math
 import os
 import shutil
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from infra.files import UserError, fsync
-from infra.weights import Place
+from infra.weights import Place, crc
 
 KEPT = 2  # checkpoints of a run: the last, and one to go back to
 
@@ -100,8 +99,3 @@ def within(inner: Place, outer: Place) -> tuple[slice, ...]:
     """Where a part of a part stands in it."""
     pairs = zip(inner, outer, strict=True)
     return tuple(slice(a - b, a - b + n) for (a, n), (b, _) in pairs)
-
-
-def crc(t: Tensor) -> int:
-    """A digest of a tensor's bytes, by which a change on the disk is found."""
-    return zlib.crc32(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

@@ -4,10 +4,13 @@ Every write is atomic (temp file, fsync, rename): after a kill at any instant th
 the old one or the new one, whole.  No torch here: who needs none need not load it.
 """
 
+import fcntl
 import json
+import math
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -108,6 +111,51 @@ def write_json(path: Path, record: dict) -> None:
     write_atomic(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
+def read_log(path: Path, steps: int | None = None) -> list[dict]:
+    """The lines of a metrics.jsonl, one a step from 1 on: `steps` of them, or all that are whole.
+    UserError naming the first that is missing or something else."""
+    raw, lines = read_bytes(path) if path.exists() else b"", []
+    whole = raw.split(b"\n")[:-1]  # of a last one that was cut by a kill nothing is known
+    for n in range(1, 1 + (len(whole) if steps is None else steps)):
+        try:
+            lines.append(parse_json(whole[n - 1]))
+            if not isinstance(lines[-1], dict) or lines[-1].get("step") != n:
+                raise ValueError(f"is not step {n}'s")
+        except (IndexError, ValueError) as e:
+            why = e if isinstance(e, ValueError) else "is missing"
+            raise UserError(f"{path}, line {n}: {why}; put it back, or start anew") from None
+    return lines
+
+
+HELD = {}  # folder -> its open lock
+
+
+def lock(folder: Path, wait: bool = False) -> int:
+    """Make a folder this command's until it ends, in whatever way; what earlier ones were writing
+    when they were killed is removed.  UserError while another is at work there, or wait for it.
+    The lock's file descriptor: it lasts until the last process that has it ends."""
+    folder = Path(folder).resolve()
+    if folder not in HELD:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise UserError(f"{folder}: another process is at work there") from None
+            print(f"waiting for the process at work in {folder}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        HELD[folder] = file
+        for left in folder.rglob(".*.tmp"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return HELD[folder].fileno()
+
+
+def unlock(folder: Path) -> None:
+    """Give back what `lock` took."""
+    HELD.pop(Path(folder).resolve()).close()
+
+
 def read_config(folder: Path, kind: type) -> dict:
     """A run's config.json, which has exactly the fields of `kind` but for out and resume."""
     path = Path(folder) / "config.json"
@@ -133,7 +181,8 @@ def claim(folder: Path, mine: dict, write: bool = True) -> None:
             raise UserError(f"{what}; choose another --out")
     elif not write and any(folder.glob("[!.]*")):
         raise UserError(f"{folder} holds files but no config.json of ours; choose another --out")
-    if write:
+    if write and WRITES:
+        lock(folder)
         write_json(path, mine)
 
 
@@ -155,6 +204,9 @@ def command(program: str, work: Callable[[list[str]], int], argv: list[str]) -> 
         start = f"torchrun --nproc-per-node {world}" if world else "python"
         print(f"\nstopped; to continue: {start} {program} {shlex.join(argv)}", file=sys.stderr)
         return 130
+    finally:
+        for folder in [*HELD]:
+            unlock(folder)
     print(f"{program}: {why}", file=sys.stderr)
     return 2
 
@@ -204,8 +256,8 @@ class Log:
     def begin(self, step: int, steps: int, title: str) -> None:
         """Keep the lines up to `step`, atomically: what was logged after the checkpoint is done
         again, and a half-written last line goes too."""
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-        write_atomic(self.path, b"".join(lines[:step]))
+        lines = [json.dumps(line) + "\n" for line in read_log(self.path, step)]
+        write_atomic(self.path, "".join(lines).encode())
         if step:
             print(f"continuing after step {step} of {steps}")
         self.bar = tqdm(total=steps, initial=step, desc=title, unit="step")
@@ -219,7 +271,11 @@ class Log:
         self.file.close()
 
     def write(self, line: dict) -> None:
-        """Append a line, and give it to the loggers and the bar; its numbers must be finite."""
+        """Append a line, and give it to the loggers and the bar.  UserError for what is not finite:
+        the policy's weights overflowed."""
+        if odd := [k for k, x in line.items() if not math.isfinite(x)]:
+            where = f"step {line['step']}: {odd[0]} is not finite"
+            raise UserError(f"{where}; start again with a lower --lr")
         self.file.write(json.dumps(line, allow_nan=False) + "\n")
         self.file.flush()
         for write in self.also:

@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import shutil
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, fields
 from pathlib import Path
@@ -43,20 +44,37 @@ def hardware(device: torch.device) -> str:
 # ---------------------------------------------------------------------- our own files
 
 
+def crc(x: object, start: int = 0) -> int:
+    """A digest of nested dicts of tensors, numbers and texts, by which a change on the disk is
+    found."""
+    if isinstance(x, dict):
+        for name, value in x.items():
+            start = crc(value, crc(repr(name), start))
+        return start
+    if not isinstance(x, Tensor):
+        return zlib.crc32(repr(x).encode(), start)
+    return zlib.crc32(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy(), start)
+
+
 def save(path: Path, state: dict) -> None:
-    """Write a dict of tensors, numbers and strings, atomically."""
-    write_atomic(path, lambda f: torch.save(state, f))
+    """Write a dict of tensors, numbers and texts, atomically, and their digest."""
+    write_atomic(path, lambda f: torch.save(state | dict(digest=crc(state)), f))
 
 
 def load(path: Path, device: str | torch.device = "cpu") -> dict:
-    """Read what `save` wrote; no code in the file is run.  UserError when it is missing or
-    damaged."""
+    """Read what `save` wrote; no code in the file is run.  UserError when it is missing, damaged or
+    changed."""
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location=device, weights_only=True)
+        if state.pop("digest") == crc(state):
+            return state
     except FileNotFoundError:
         raise UserError(f"no checkpoint at {path}") from None
+    except PermissionError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from None
     except Exception:  # a damaged file raises anything: struct.error, IndexError, UnpicklingError
-        raise UserError(f"{path} is damaged; delete it to start again without it") from None
+        pass
+    raise UserError(f"{path} is damaged; delete it to start again without it")
 
 
 def save_model(folder: Path, shape: Shape, words: Sequence[str], weights: dict) -> None:
@@ -71,11 +89,20 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Transf
     path = Path(folder) / "model.pt"
     saved = load(path, device)
     try:
-        model = Transformer(Shape(**saved["config"])).to(device)
-        model.load_state_dict(saved["weights"])
-        return model, saved["words"]
-    except (KeyError, TypeError, RuntimeError) as e:
+        shape, state, words = Shape(**saved["config"]), saved["weights"], saved["words"]
+        if shape.n_layer > len(state):  # before a model of that depth is built
+            raise ValueError(f"{shape.n_layer} layers, but {len(state)} tensors")
+        with torch.device("meta"):
+            model = Transformer(shape)
+        if any(p.dtype != torch.float32 or not p.isfinite().all() for p in state.values()):
+            raise ValueError("weights that are not finite fp32")
+        texts = all(isinstance(w, str) and w.isprintable() for w in words)
+        if not (words and texts) or len({*words}) < len(words):
+            raise ValueError("words that are no vocabulary of that model")
+        model.load_state_dict(state, assign=True)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as e:
         raise UserError(f"{path} does not hold a model: {str(e).splitlines()[0]}") from None
+    return model.requires_grad_(), words
 
 
 def save_snapshot(folder: Path, step: int, weights: dict) -> None:

@@ -118,9 +118,9 @@ def plan(a: Comparison, given: dict) -> tuple[Path, int, list[Job]]:
     out, jobs = Path(shared.out or f"runs/arms-{'-'.join(names.values())}"), []
     for base, seed in ((b, s) for b in range(a.bases) for s in range(a.seeds)):
         for text, mine in arms.items():
-            where = f"{out / names[text]}-base{base}-seed{seed}"
             own = dict(base_seed=shared.base_seed + base) if a.bases > 1 else {}
-            mine = mine | own | dict(seed=shared.seed + seed, out=where)
+            mine = mine | own | dict(seed=shared.seed + seed)
+            mine["out"] = f"{out / names[text]}-base{shared.base_seed + base}-seed{mine['seed']}"
             jobs.append(Job(text, configure(mine), tuple(flags.typed(mine)), a.procs))
             claim_folder(jobs[-1].config, write=False)  # refuses another command's folder
     # an accelerator has room for one run, a core for one thread
@@ -134,22 +134,16 @@ def plan(a: Comparison, given: dict) -> tuple[Path, int, list[Job]]:
 def work(runs: list[Job], jobs: int, out: Path, stop: Callable[[], bool]) -> list[Job]:
     """Run those that are not done, `jobs` at a time; returns those that failed, after a line about
     each.  `stop()` makes every child save and end, and raises KeyboardInterrupt."""
-    import fcntl  # POSIX
-
     waiting, running, failed = [r for r in runs if not r.done()], {}, []
     steps = sum(r.config.steps for r in runs)  # a bar of steps forecasts the minutes early
     bar = tqdm(total=steps, initial=sum(map(logged, runs)), desc="arms", unit="step")
-    out.mkdir(parents=True, exist_ok=True)
-    with bar, open(out / "lock", "w") as lock:
-        try:  # children inherit the lock: it is held until the last of them has ended
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{out}: runs of an earlier command are still at work there") from None
+    lock = files.lock(out)  # children inherit it: it is held until the last of them has ended
+    with bar:
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     run = waiting.pop(0)
-                    running[run] = start(run, lock.fileno())
+                    running[run] = start(run, lock)
                 time.sleep(0.3)
                 for run in [r for r in running if running[r].poll() is not None]:
                     code = running.pop(run).returncode

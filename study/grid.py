@@ -12,7 +12,6 @@ three quarters and at the end of its steps; an arm's learning rate is the one of
 the screening.  Several processes may run this command at once: a lock keeps each run to one.
 """
 
-import fcntl
 import json
 import shutil
 import sys
@@ -186,29 +185,27 @@ def chosen(share: float, entropy: float, P: int, G: int, arm: str, optimizer: st
 def work(run: Any, stop: Callable[[], bool], split: str = "test") -> None:
     """Make the run, or go on with it, unless another process is at it; measure it on `split`."""
     folder = run.folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return
-        if run.done():
-            return
-        c, clock = run.config(), files.Clock()
-        model, world, splits, _ = open_task(c, torch.device("cpu"), stop)
-        state = fork_gpt.begin(model, splits["train"], c, clock)
-        log = files.Log(folder, False, False)
-        if found := checkpoint.found(folder / "checkpoints"):
-            parallel.load(found[-1], state)
-        log.begin(state.step, c.steps, f"rlvr {c.keep}")
-        fork_gpt.train(state, world, splits, c, log, stop)
-        found, _ = measure(state.policy, world, splits[split], c)
-        lines = [json.loads(x) for x in open(folder / "metrics.jsonl")]
-        summary = asdict(run) | summarise(lines) | dict(
-            {split: found["accuracy"]}, arithmetic=found["arithmetic"], truncated=found["truncated"]
-        )  # fmt: skip
-        files.write_json(folder / "summary.json", summary | clock.seconds())
-        shutil.rmtree(folder / "checkpoints")
+    try:
+        files.lock(folder)
+    except UserError:
+        return
+    if run.done():
+        return
+    c, clock = run.config(), files.Clock()
+    model, world, splits, _ = open_task(c, torch.device("cpu"), stop)
+    state = fork_gpt.begin(model, splits["train"], c, clock)
+    log = files.Log(folder, False, False)
+    if found := checkpoint.found(folder / "checkpoints"):
+        parallel.load(found[-1], state)
+    log.begin(state.step, c.steps, f"rlvr {c.keep}")
+    fork_gpt.train(state, world, splits, c, log, stop)
+    found, _ = measure(state.policy, world, splits[split], c)
+    lines = [json.loads(x) for x in open(folder / "metrics.jsonl")]
+    summary = asdict(run) | summarise(lines) | dict(
+        {split: found["accuracy"]}, arithmetic=found["arithmetic"], truncated=found["truncated"]
+    )  # fmt: skip
+    files.write_json(folder / "summary.json", summary | clock.seconds())
+    shutil.rmtree(folder / "checkpoints")
 
 
 def summarise(lines: list[dict]) -> dict:

@@ -175,7 +175,7 @@ def rescore(model: Transformer, samples: Rollout, temperature: float = 1.0) -> T
 
 @torch.no_grad()
 def by_kind(model: Transformer, samples: Rollout, T: float) -> dict[str, float]:
-    """Of the first 16 samples, by kind of token: the mean entropy they were drawn with, nats; and
+    """Of the first 16 samples, by kind of token: the mean entropy noted of them, nats; and
     how far `model` has moved from the policy that drew them, KL(old, new) from one draw
     each (r - 1 - log r), nats a response token of any kind: the parts add up."""
     some = samples.sequences(range(min(16, len(samples.finished))), model.head_weight.device)
@@ -274,8 +274,12 @@ def open_model(
     folder, ranks = published(folder), parallel.here()
     if (folder / "model.pt").exists():
         model, words = load_model(folder, "cpu" if ranks.mesh else device)
+        tokenizer = word_tokenizer(words)
+        if tokenizer.n_vocab != model.shape.vocab_size:
+            rows = model.shape.vocab_size
+            raise UserError(f"{folder}/model.pt: {tokenizer.n_vocab} words for {rows} rows")
         model = parallel.place_weights(model, dtype) if ranks.mesh else model.to(dtype)
-        return model, word_tokenizer(words)
+        return model, tokenizer
     if (folder / "metrics.jsonl").exists():
         raise UserError(f"{folder} is a run that has not ended: fork_gpt.py --resume {folder}")
     if not (folder / "config.json").exists():

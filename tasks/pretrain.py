@@ -94,9 +94,12 @@ def pretrain(
     first, clock = 0, files.Clock()
     if checkpoint.exists():
         saved = weights.load(checkpoint)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        first, clock = saved["step"], clock.add(**saved["seconds"])
+        try:
+            model.load_state_dict(saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
+            first, clock = saved["step"], clock.add(**saved["seconds"])
+        except (KeyError, TypeError, ValueError, RuntimeError):
+            raise UserError(f"{checkpoint} is of another model; delete it to start again") from None
     with tqdm(total=recipe.steps, initial=first, desc="pretrain", unit="step") as bar:
         for step in range(first, recipe.steps):
             stopping = stop()
@@ -129,20 +132,27 @@ def base_model(
     digest = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:8]
     folder, here = Path("runs") / f"base-{recipe.size}-{digest}", files.Clock()
     stopped = False
-    if parallel.here().first and not (folder / "model.pt").exists():
+    if parallel.here().first:
+        files.lock(folder, wait=True)  # whoever waited finds it made
         try:
-            model, spent = pretrain(recipe, world, folder / "pretrain.pt", stop)
-            files.write_json(folder / "config.json", dict(recipe=asdict(recipe)) | spent)
-            words = world.tokenizer().words
-            weights.save_model(folder, model.shape, words, model.state_dict())
-            (folder / "pretrain.pt").unlink(missing_ok=True)
+            if not (folder / "model.pt").exists():
+                model, spent = pretrain(recipe, world, folder / "pretrain.pt", stop)
+                files.write_json(folder / "config.json", dict(recipe=asdict(recipe)) | spent)
+                words = world.tokenizer().words
+                weights.save_model(folder, model.shape, words, model.state_dict())
+                (folder / "pretrain.pt").unlink(missing_ok=True)
         except KeyboardInterrupt:
             stopped = True
+        finally:
+            files.unlock(folder)
     if parallel.here().any(stopped):
         raise KeyboardInterrupt
     print(f"base model {folder}")
-    record = files.read_json(folder / "config.json")
-    earlier = {k: max(0.0, record[k] - seconds) for k, seconds in here.seconds().items()}
+    record, earlier = files.read_json(folder / "config.json"), {}
+    for k, seconds in here.seconds().items():
+        if not isinstance(record.get(k), (int, float)):
+            raise UserError(f"{folder}/config.json: no {k}; delete the folder to make it anew")
+        earlier[k] = max(0.0, record[k] - seconds)
     return folder, earlier
 
 

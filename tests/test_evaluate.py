@@ -150,6 +150,8 @@ class Letters:
     """A world that a random model sometimes solves: the answer is the text's length modulo 3, and
     there is none for texts of 4 q + 3 characters."""
 
+    kinds = None
+
     def tokenizer(self):
         return replace(WORLD.tokenizer(), words=())
 

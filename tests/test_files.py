@@ -193,7 +193,6 @@ def test_what_is_no_model_is_the_users_error(tmp_path):
         good | dict(config=good["config"] | dict(unknown=1)),
         good | dict(weights={}),
         good | dict(weights=3),
-        [1, 2],
     ]
     for saved in bad:
         save(tmp_path / "model.pt", saved)

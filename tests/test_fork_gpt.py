@@ -100,17 +100,16 @@ def test_threshold_of_more_than_2_to_the_24_values():
 
 
 def test_keep_modes():
-    h, number, lots = torch.tensor(TEN), torch.arange(10), seeded()
+    h, number = torch.tensor(TEN), torch.arange(10)
 
-    def keep(which: str) -> tuple[torch.Tensor, float]:
-        lot = torch.rand(10, generator=lots)
-        return keep_mask(Config(keep=which), h, lot, number % 3, number, None)
+    def keep(which: str, lots: int = 0) -> tuple[torch.Tensor, float]:
+        return keep_mask(Config(keep=which), h, number % 3, number, None, lots)
 
     (top, _), (bottom, tau) = keep("top"), keep("bottom")
     assert (top ^ bottom).all() and bottom.sum() == 8 and tau == pytest.approx(0.9)
     assert keep("all")[0].all()
     assert keep("decisions")[0].nonzero()[:, 0].tolist() == [1, 4, 7] and keep("decisions")[1] == 0
-    counts = sum(keep("random")[0].int() for _ in range(2000))
+    counts = sum(keep("random", i)[0].int() for i in range(2000))
     assert counts.sum() == 4000
     # 10 binomials of mean 400, sd 17.9: five sd is passed by chance once in 10^5 runs of this test
     assert ((counts - 400).abs() < 90).all()
@@ -157,14 +156,13 @@ def test_entropies_that_are_not_finite_are_refused_before_anything_is_learned():
     """A NaN's bits sort above every number, or crash the select, depending on its sign."""
     model = random_model(Shape(16, 2, 4, 2, 8, 24, 37))
     samples, c = generate(model, [[1, 2, 3], [4, 5]], 2, 9, 0), Config()
-    kinds = torch.zeros(len(samples.entropy), dtype=torch.long)
     with torch.no_grad():
         model.model.norm.weight.fill_(math.nan)
     for first in (True, False):
         if first:
             samples.entropy[-1] = math.nan
         with pytest.raises(UserError, match="not finite.*--lr"):
-            fork_gpt.update(model, samples, torch.ones(4), [*range(4)], c, seeded(), first, kinds)
+            fork_gpt.update(model, samples, torch.ones(4), [*range(4)], c, 0, first)
         assert all(p.grad is None for p in model.parameters())
 
 
@@ -187,6 +185,8 @@ class Scripted:
 
     def tokenizer(self):
         return SimpleNamespace(decode=str, eos=0)
+
+    kinds = None
 
     def encode(self, problem):
         return [1, 2]
@@ -232,7 +232,7 @@ CHANGES = dict(
     seed=1, keep="all", rho=0.4, entropy="rollout", pool="microbatch", normalize="all", prompts=4,
     group=5, updates=3, oversample=2.0, rounds=4, max_new=8, overlong=3, temperature=0.8,
     clip_low=0.01, clip_high=0.01, dual_clip=1.1, optimizer="sgd", lr=0.03, warmup=9,
-    weight_decay=0.9, beta2=0.5, grad_clip=0.1, dtype="bfloat16", rho_end=0.5, centre="tokens",
+    weight_decay=0.9, beta2=0.5, grad_clip=0.1, dtype="bfloat16", rho_end=0.5,
 )  # fmt: skip
 WITH = dict(dual_clip=dict(lr=0.5), rounds=dict(rounds=1), entropy=dict(lr=0.1))
 SPEED = dict(rows=4, microbatch=20, recompute=True)

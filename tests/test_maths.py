@@ -82,10 +82,10 @@ def test_the_answers_of_every_form(tmp_path, fields, answer):
     ({"prompt": "What?"}, "What?"), ({"problem": "What?", "prompt": "User: What? Think."}, "What?"),
     ({"prompt": chat(("system", "Think."), ("user", "What?"))}, "What?"),
     ({"prompt": chat(("user", "Hi"), ("assistant", "Yes"), ("user", "What?"))}, "What?"),
-    ({"prompt": chat(("user", START.format("$Answer (without quotes)") + "A\n\nB" + END))}, "A\n\nB"),
+    ({"prompt": chat(("user", START.format("$Answer (without quotes)") + "AB" + END))}, "AB"),
     ({"prompt": START.format("\\boxed{$Answer}") + "A\n\nB" + END}, "A\n\nB"),
     ({"prompt": START.format('"Answer: $Answer"') + "A\n\nB"}, "A\n\nB"),
-    ({"problem": "Solve the following math problem step by step. 1 + 1"}, "Solve the following math problem step by step. 1 + 1"),
+    ({"problem": START[:50] + " 1 + 1"}, START[:50] + " 1 + 1"),  # others begin like DAPO's
     ({"problem": "A" + END}, "A" + END),  # not DAPO's: nothing is taken away
 ])  # fmt: skip
 def test_the_questions_of_every_form(tmp_path, fields, question):

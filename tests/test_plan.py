@@ -162,7 +162,7 @@ def test_the_command_needs_no_weights(flags, says, capsys):
         ("--plan 1x8 --tp 16", "--tp 16"),
         ("--plan 1x5 --tp 5", "must divide n_head"),
         ("--plan 1x8 --gpu 0", "--gpu 0.0"),
-        ("--gpu 80", "needs --plan"),
+        ("--gpu 141", "needs --plan"),
     ],
 )
 def test_a_plan_that_cannot_be(flags, why, capsys):

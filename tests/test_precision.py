@@ -10,6 +10,7 @@ from test_memory import bench
 from torch.testing import assert_close
 
 import fork_gpt
+import parallel
 from infra.files import Clock
 from model import Shape, Transformer
 from parallel import compute_copy, copy_weights
@@ -208,10 +209,10 @@ def test_a_bf16_run_resumes_bit_for_bit(tied, tmp_path):
     straight = fork_gpt.begin(tiny(tied), problems, c, Clock())
     for _ in range(2):
         fork_gpt.step(straight, bench.FixedWorld(), problems, c)
-    straight.save(tmp_path)
+    parallel.save(tmp_path, straight)
     other = tiny(tied, seed=7)  # everything is another than it should be
     resumed = fork_gpt.begin(other, problems, c, Clock())
-    resumed.load(tmp_path / "000002")
+    parallel.load(tmp_path / "000002", resumed)
     lines = []
     for state in (straight, resumed):
         line = fork_gpt.step(state, bench.FixedWorld(), problems, c)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,9 @@ import torch
 from common import PATIENCE, ROOT, SMALL, TIMING, config
 
 import fork_gpt
-from infra import files, weights
+import parallel
+from infra import checkpoint, files, weights
+from infra.files import UserError
 from tasks import pretrain
 from tasks.ask import countdown_of
 from tasks.countdown import Countdown
@@ -33,11 +36,11 @@ def metrics(folder: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in TIMING} for line in lines]
 
 
-def checkpoint(folder: Path) -> dict:
+def saved(folder: Path) -> dict:
     """The last one of one process: {what, name -> tensor}, and its other numbers."""
     path = checkpoint.found(folder / "checkpoints")[-1]
-    saved = weights.load(path / "00000.pt")
-    return {name: t for name, (_, _, t) in saved["tensors"].items()} | saved["more"]
+    there = torch.load(path / "00000.pt", weights_only=True)
+    return {name: t for name, (_, _, t) in there["tensors"].items()} | there["more"]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,7 @@ def whole(tmp_path_factory) -> Path:
 
 def same(a: Path, b: Path) -> None:
     assert metrics(a) == metrics(b)
-    x, y = checkpoint(a), checkpoint(b)
+    x, y = saved(a), saved(b)
     assert x.keys() == y.keys() and x["n_updates"] > 0
     for name, value in x.items():
         if torch.is_tensor(value):
@@ -87,7 +90,7 @@ def test_what_a_run_leaves(whole):
     assert summary["keep"] == "top" and summary["rho"] == 0.2 and summary["seed"] == 5
     assert summary["cpu_seconds"] > 0
     model, words = weights.load_model(folder)
-    trained = checkpoint(folder)
+    trained = saved(folder)
     assert all(torch.equal(p, trained[f"weight {n}"]) for n, p in model.state_dict().items())
     assert set(words) >= {".", "use", "goal", "8"}
     assert sorted(p.name for p in (folder / "snapshots").iterdir()) == [
@@ -121,7 +124,7 @@ def test_what_was_measured_of_which_model_on_which_split(whole):
     assert summary["test_problems"] == len(splits["test"])
     # the problems trained on are those of the digest, in the order that the seed gives
     assert (
-        checkpoint(folder)["problems"]
+        saved(folder)["problems"]
         == fork_gpt.begin(weights.load_model(folder)[0], splits["train"], c, files.Clock()).problems
     )
 
@@ -198,17 +201,17 @@ def test_killed_at_any_write_it_resumes_bit_for_bit(whole, tmp_path, monkeypatch
 
 def test_the_log_is_cut_by_whole_lines(tmp_path):
     log = files.Log(tmp_path, False, False)
-    for text, n, kept in (
-        ("", 0, ""),
-        ("a\nb\nc\n", 2, "a\nb\n"),
-        ("a\nb\nc\n", 0, ""),
-        ("a\nb\nc", 3, "a\nb\nc"),
-        ("a\nb\nc", 2, "a\nb\n"),
-        ("a\nb\n", 9, "a\nb\n"),
-    ):
+    three = "".join(json.dumps(dict(step=n, loss=0.1 / n)) + "\n" for n in (1, 2, 3))
+    two, half = three[: three.index('{"step": 3')], three[:-9]
+    for text, n, kept in (("", 0, ""), (three, 2, two), (three, 0, ""), (half, 2, two)):
         log.path.write_text(text)
-        log.cut(n)
+        log.begin(n, 9, "")
         assert log.path.read_text() == kept
+    for text, n in ((half, 3), (two, 9)):  # a checkpoint is never ahead of the log
+        log.path.write_text(text)
+        with pytest.raises(UserError, match="line 3: is missing"):
+            log.begin(n, 9, "")
+        assert log.path.read_text() == text
 
 
 def test_which_steps_are_measured_kept_and_saved(monkeypatch, tmp_path):
@@ -228,7 +231,8 @@ def test_which_steps_are_measured_kept_and_saved(monkeypatch, tmp_path):
     monkeypatch.setattr(fork_gpt, "step", step)
     monkeypatch.setattr(fork_gpt, "measure", measured)
     monkeypatch.setattr(weights, "save_snapshot", lambda folder, at, _: done.append(("kept", at)))
-    monkeypatch.setattr(fork_gpt.parallel, "state_of", lambda model: None)
+    monkeypatch.setattr(parallel, "state_of", lambda model: None)
+    monkeypatch.setattr(parallel, "save", lambda folder, s: done.append(("saved", s.step)))
     for evaluate, keep, save, stop_at, val, snapshots, saved in (
         (3, 2, 4, 99, [3, 6, 7], [2, 4, 6], [4, 7]),
         (0, 0, 7, 99, [], [], [7]),
@@ -237,9 +241,8 @@ def test_which_steps_are_measured_kept_and_saved(monkeypatch, tmp_path):
     ):
         c = replace(config(), eval_every=evaluate, snapshot_every=keep, save_every=save, steps=7)
         state = SimpleNamespace(step=0, policy=None)
-        state.save = lambda folder, state=state: done.append(("saved", state.step))
         log, looks = files.Log(tmp_path / f"{evaluate}{keep}", False, False), iter(range(1, 9))
-        log.cut(0)
+        log.begin(0, 7, "")
         splits = dict(train=["t"], val=["v"], test=["x"])
         try:
             stop = partial(lambda looks, at: next(looks) == at, looks, stop_at)
@@ -270,7 +273,7 @@ def test_a_signal_saves_and_says_how_to_resume(whole, tmp_path, number):
     p.send_signal(number)
     err = p.communicate(timeout=PATIENCE)[1]
     assert p.returncode == 130 and shlex.join(flags) in err and "Traceback" not in err
-    assert checkpoint(out)["step"] == len(metrics(out)) >= 2
+    assert saved(out)["step"] == len(metrics(out)) >= 2
 
 
 def test_a_second_signal_stops_at_once():
@@ -345,12 +348,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(copied, whole, 
 
 def test_a_checkpoint_of_another_shape(copied, whole, capsys):
     path = copied / "checkpoints/000006/00000.pt"
-    saved = weights.load(path)
+    saved = torch.load(path, weights_only=True)
     name = "weight model.norm.weight"
     place, _, t = saved["tensors"][name]
     for other in (t[:-1], t.double(), t[None]):
         there = [(0, n) for n in other.shape]
-        saved["tensors"][name] = there, weights.crc(other), other.clone()
+        saved["tensors"][name] = there, checkpoint.crc(other), other.clone()
         torch.save(saved, path)
         said = fail_with(capsys, ["--resume", "y"])
         assert f"000006 does not belong to this configuration: see {name}" in said
@@ -384,14 +387,13 @@ def test_a_full_disk(here, capsys, monkeypatch, under_the_log):
         monkeypatch.setattr(files.os, "fsync", full)
     said = fail_with(capsys, flags)
     assert "No space left" in said and ("a log" if under_the_log else "y/") in said
-    assert not list((here / "y").glob("*.tmp")) and not list((here / "y").glob(".*"))
+    assert not list((here / "y").rglob("*.tmp"))
 
 
 def test_loss_that_is_not_finite_stops_before_the_weights_are_touched(here, capsys, monkeypatch):
     flags = [*SMALL, "--steps", "3", "--out", "y"]
     update, stepped = fork_gpt.update, []
-    bad = dict(loss=math.nan)
-    monkeypatch.setattr(fork_gpt, "update", lambda *a, **k: update(*a, **k)._replace(**bad))
+    monkeypatch.setattr(fork_gpt, "update", lambda *a, **k: Counter(update(*a, **k), loss=math.nan))
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda *a, **k: stepped.append(1))
     said = fail_with(capsys, flags)
     assert "not finite" in said and "--lr" in said and "step" in said and not stepped

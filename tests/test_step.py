@@ -77,8 +77,12 @@ def mix(x: int) -> int:
 def uniform(seed: int, problem: int, sample: int, place: int) -> float:
     """The random number in [0, 1) of one token, a function of these four."""
     golden = 0x9E3779B97F4A7C15
-    stream = mix(mix(mix(seed) + problem * golden) + sample * golden)
-    return (mix(stream + place * golden) >> 11) / 2**53
+    return draw(mix(mix(mix(seed) + problem * golden) + sample * golden), place)
+
+
+def draw(stream: int, place: int) -> float:
+    """Number `place` of a stream: 53 random bits."""
+    return (mix(stream + place * 0x9E3779B97F4A7C15) >> 11) / 2**53
 
 
 def seed_of(*names) -> int:
@@ -169,10 +173,6 @@ def slow_step(memory: Memory, world: Sums, problems: list, c: Config) -> tuple[d
         now = {id(s): log_softmax(model, s.prompt + s.ids, c.temperature) for s in mine}
         rows = [now[id(s)][len(s.prompt) - 1 + t] for s, t in tokens]  # predict the tokens
 
-        # Any constant is as good a baseline: the one whose mean over the tokens is 0.
-        middle = sum(s.advantage * len(s.ids) for s in mine) / len(tokens)
-        A_of = {id(s): s.advantage - middle * (c.centre == "tokens") for s in mine}
-
         # Micro-batches: as many samples as fit into c.microbatch tokens, one at least.
         parts, room = [], 0
         for s in mine:
@@ -191,11 +191,10 @@ def slow_step(memory: Memory, world: Sums, problems: list, c: Config) -> tuple[d
             h = [fp32(entropy(row)) for row in rows]
 
         # The mask: the ceil(rho N) highest of each pool, the lowest numbers of those that tie.
-        generator = torch.Generator().manual_seed(seed_of(c.seed, "lots", memory.n_updates))
-        lots = torch.rand(len(number), generator=generator).tolist()
         at = [number[id(s), t] for s, t in tokens]
+        lots = [draw(seed_of(c.seed, "lots", memory.n_updates), n) for n in at]
         kind = [KINDS[world.kinds(s.ids)[t]] for s, t in tokens]
-        by = [fp32(lots[n]) for n in at] if c.keep == "random" else h
+        by = [fp32(x) for x in lots] if c.keep == "random" else h
         kept = []
         for pool in parts if c.pool == "microbatch" else [range(len(tokens))]:
             ranked, k = sorted(pool, key=lambda i: (-by[i], at[i])), math.ceil(rho * len(pool))
@@ -204,11 +203,12 @@ def slow_step(memory: Memory, world: Sums, problems: list, c: Config) -> tuple[d
             taus.append(by[ranked[k - 1]] if c.keep in ("top", "bottom") else 0.0)
 
         # J = 1/N_kept  sum over the kept tokens of  min(r A, clip(r, 1 - low, 1 + high) A).
-        J = 0.0
+        J = 0.0 * rows[0].sum()
         for i in kept:
-            (s, t), A = tokens[i], A_of[id(tokens[i][0])]
+            s, t = tokens[i]
             r = (rows[i][s.ids[t]] - s.old[t]).clamp(-20, 20).exp()
-            term = torch.minimum(r * A, r.clamp(1 - c.clip_low, 1 + c.clip_high) * A)
+            A, held = s.advantage, r.clamp(1 - c.clip_low, 1 + c.clip_high)
+            term = torch.minimum(r * A, held * A)
             if c.dual_clip and A < 0:
                 term = term.clamp(min=c.dual_clip * A)
             J = J + term / (len(kept) if c.normalize == "kept" else len(tokens))
@@ -271,6 +271,9 @@ def slow_step(memory: Memory, world: Sums, problems: list, c: Config) -> tuple[d
     )
     found = []
     for s in samples[:16]:
+        if c.entropy == "base":  # noted instead of the policy's
+            logp = log_softmax(memory.base, s.prompt + s.ids, c.temperature)[len(s.prompt) - 1 :]
+            s.h = [entropy(row) for row in logp[:-1]]
         new = log_softmax(model, s.prompt + s.ids, c.temperature).detach()[len(s.prompt) - 1 :]
         gaps = [new[t, i].item() - s.old[t] for t, i in enumerate(s.ids)]
         kl = [math.exp(gap) - 1 - gap for gap in gaps]
@@ -297,7 +300,7 @@ CASES = {
     "bottom": dict(keep="bottom", updates=2, entropy="rollout", clip_high=0.05, clip_low=0.02),
     "bottom of each micro-batch": dict(keep="bottom", pool="microbatch", updates=2, prompts=4),
     "base's entropies, a share that moves": dict(entropy="base", rho_end=0.6, steps=4, updates=2),
-    "tokens of a kind, centred": dict(keep="decisions", centre="tokens", updates=2, grad_clip=9.0),
+    "tokens of a kind": dict(keep="decisions", updates=2, grad_clip=9.0),
     "random": dict(keep="random", updates=2, optimizer="sgd", lr=0.3, grad_clip=0.5),
     "uneven groups": dict(updates=4, prompts=6, normalize="all", beta2=0.9, weight_decay=2.0),
     "no group is mixed": dict(prompts=2, temperature=0.02),
