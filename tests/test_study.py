@@ -96,7 +96,7 @@ def test_measure_grades_each_sample_against_its_own_problem(monkeypatch):
         tokens = torch.tensor([t for x in ids for t in x])
         cu = torch.tensor([0, *map(len, ids)]).cumsum(0).int()
         zero, on = torch.zeros(len(tokens)), torch.ones(len(tokens), dtype=torch.bool)
-        return Rollout(tokens, cu, on, zero, zero, torch.ones(len(ids), dtype=torch.bool))
+        return Rollout(tokens, cu, on, zero, zero, tokens, torch.ones(len(ids), dtype=torch.bool))
 
     monkeypatch.setattr(ask, "generate", answered)
     found, samples = measure(model, world, problems, three)
@@ -268,9 +268,7 @@ def test_anatomy_adds_up_to_the_gradient_of_the_first_update(monkeypatch):
     def updated(which, **kw):
         c = fork_gpt.Config(temperature=0.9, normalize="all", **kw)
         model.zero_grad()
-        fork_gpt.update(
-            model, s, advantages, [*which], c, seeded(), True, torch.zeros(len(h)).long()
-        )
+        fork_gpt.update(model, s, advantages, [*which], c, lots=0, first=True)
         return -torch.cat([p.grad.flatten() for p in model.parameters()])
 
     full = updated(range(16), keep="all")
@@ -509,7 +507,9 @@ def test_continuations_are_graded_from_their_own_beginning(monkeypatch):
         assert prompts == [encode(problem.prompt) + starts[i] for i in (0, 2, 4, 5)] and K == 1
         assert max_new == 7  # the shortest beginning has one token of eight
         none, ids = torch.zeros(0), [encode(t) for t in tails]
-        return SimpleNamespace(responses=lambda: ids, logprobs=none, entropy=none)
+        tokens = torch.zeros(1, dtype=torch.long)
+        about = dict(logprobs=none, entropy=none, tokens=tokens, response=tokens > 0)
+        return SimpleNamespace(responses=lambda: ids, **about)
 
     monkeypatch.setattr(ask, "generate", fixed)
     c = SimpleNamespace(max_new=8, rows=8, temperature=1.0)
@@ -532,8 +532,9 @@ def test_a_model_with_one_token(tmp_path):
         eos=None, words=(), decode=lambda ids: "x" * len(ids), token=lambda i: "x"
     )
     world = SimpleNamespace(
-        tokenizer=lambda: one, encode=lambda p: [0], reward=lambda p, t: 0.0, name=str, cluster=str,
-        statements=lambda t: [], splits=lambda: dict(train=["a", "b"], val=[], test=[*"abcdefg"]),
+        tokenizer=lambda: one, encode=lambda p: [0], reward=lambda p, t: 0.0, name=str,
+        kinds=None, cluster=str, statements=lambda t: [],
+        splits=lambda: dict(train=["a", "b"], val=[], test=[*"abcdefg"]),
     )  # fmt: skip
     run = make_run(tmp_path, world=world, shape=Shape(8, 1, 1, 1, 4, 8, vocab_size=1))
     study.study(run, SMALL)
@@ -543,7 +544,9 @@ def test_a_model_with_one_token(tmp_path):
     assert data["distribution"]["base"]["top20_share"] == 0
     assert data["distribution"]["final"]["histogram"]["counts"][0] == 7 * 2 * 12
     assert len(data["during"]["bins"]) == 1 and data["during"]["overlap_base"] == [1, 1, 1]
-    assert data["traces"][0]["base"]["tokens"][0] == dict(t="x", h=0.0, p=1.0, alt=[["x", 1.0]])
+    assert data["traces"][0]["base"]["tokens"][0] == dict(
+        t="x", h=0.0, q=0.0, p=1.0, alt=[["x", 1.0]]
+    )
 
 
 def test_no_correct_response_at_all(tmp_path):
@@ -638,6 +641,22 @@ def test_mistakes_are_one_line(tmp_path, line):
         assert code == 2 and text.startswith(f"-m study: {flag} {bad}: it must be")
     assert line(tmp_path, "--nope", 1)[0] == 2
     make_run(tmp_path)
+    log = tmp_path / "metrics.jsonl"
+    whole = log.read_text()
+    for odd in (
+        b'{"step": 2, "ac',
+        b"",
+        b"\0",
+        whole.encode("utf-16"),
+        b'{"step": 2}',
+        b"[" * 10**4,
+    ):
+        log.write_bytes(whole.splitlines()[0].encode() + b"\n" + odd + b"\n" + whole.encode())
+        code, text = line(tmp_path, "--device", "cpu")
+        assert code == 2 and "metrics.jsonl: line 2 is no step of a run" in text
+    log.write_text(whole)
+    for name in ("2x.pt", "².pt"):  # no step's
+        (tmp_path / "snapshots" / name).write_bytes(b"")
     (tmp_path / "snapshots" / "000002.pt").write_bytes(b"half")
     assert "000002.pt is damaged" in line(tmp_path, "--device", "cpu")[1]
     weights.save(tmp_path / "snapshots" / "000002.pt", dict(step=2, weights={}))
