@@ -144,6 +144,11 @@ def label(x: float, y: float, words: Any, style: str = "", anchor: str = "start"
     return f'<text {place} class="{style}">{esc(words)}</text>'
 
 
+def rect(x: float, y: float, w: float, h: float, style: str, more: str = "") -> str:
+    size = f'x="{x:.2f}" y="{y:.2f}" width="{w:.2f}" height="{h:.2f}"'
+    return f'<rect class="{style}" {size} {more}/>'
+
+
 def stroke(points: Sequence[tuple[float, float]], style: str) -> str:
     return f'<path class="{style}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in points)}"/>'
 
@@ -218,9 +223,8 @@ def bars(items: Sequence[tuple], px: Callable, py: Callable, zero: float = 0.0) 
     """Upright bars (left, right, value, shade) in data units, from `zero`."""
     out = []
     for a, b, v, shade in items:
-        x, y = px(a) + 0.5, min(py(v), py(zero))
-        size = f'width="{max(px(b) - px(a) - 1, 0.5):.2f}" height="{abs(py(v) - py(zero)):.2f}"'
-        out.append(f'<rect class="bar e{shade}" x="{x:.2f}" y="{y:.2f}" {size}/>')
+        wide, top, foot = max(px(b) - px(a) - 1, 0.5), py(max(v, zero)), py(min(v, zero))
+        out.append(rect(px(a) + 0.5, top, wide, foot - top, f"bar e{shade}"))
     return "".join(out)
 
 
@@ -560,7 +564,9 @@ def overlap_rho(d: dict, w: int) -> Figure:
     words = ("share of tokens compared, rho", "overlap")
     said = ", ".join(f"{pct(b)} at {whole(a)}" for a, b in zip(x, y, strict=True))
     said = f"What is kept of the forking positions depends on how many are compared: {said}."
-    return *curves(series, w, 280, *percents(0, 1), words, [(v, whole(v)) for v in x]), said
+    return *curves(
+        series, w, 280, *percents(0, 1), words, x=[(v, whole(v)) for v in ticks(x[0], x[-1])]
+    ), said
 
 
 def changes(d: dict, w: int) -> Figure:
@@ -604,8 +610,9 @@ def percentiles(d: dict, w: int) -> Figure:
         series.append(dict(name=name, style=style, x=d["steps"], y=logs))
     low = math.floor(min(v for s in series for v in s["y"]))
     high = math.ceil(max(v for s in series for v in s["y"]) + 1e-9)
-    yticks = [(e, f"{10.0**e:g}") for e in range(low, high + 1)]
-    words = ("step", "entropy, nats, log scale (0 drawn at 0.00001)")
+    small = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    yticks = [(e, "10" + str(e).translate(small)) for e in range(low, high + 1)]
+    words = ("step", "entropy, nats, log scale (0 drawn at 10⁻⁵)")
     rows = {p: v for p, v in d["percentiles"].items() if p in ("p50", "p80", "p90", "p99")}
     parts = [f"{p} {num(v[0])} → {num(v[-1])}" for p, v in (rows | dict(mean=d["mean"])).items()]
     said = f"From step {d['steps'][0]:,} to {d['steps'][-1]:,}, in nats: {', '.join(parts)}."
@@ -629,21 +636,25 @@ def anatomy(d: dict, w: int) -> Figure:
     """The norm by mask; below it the norm and the agreement of two halves by entropy decile."""
     d, rows = d["models"][0], []
     for a in d["arms"]:
-        note = f"cosine with all {a['cosine']:.2f}, halves {a['split_half']:.2f}"
+        note = f"cosine with all {a['cosine']:.2f}, halves {signed(a['split_half'], '.2f')}"
         rows.append(dict(name=a["name"], points=[(a["name"].split()[0], a["norm"])], note=note))
     parts = [dots(rows, w, "gradient norm", "{:g}".format)]
     for key, what in (("norm", "gradient norm"), ("split_half", "cosine of the two halves")):
         words = "decile of entropy, 10 = highest", what
         parts.append(by_decile(d["deciles"], key, w, 210, words))
     said = "; ".join(
-        f"{a['name']} has norm {num(a['norm'])}, cosine {a['cosine']:.3f} with the full gradient "
-        f"and {a['split_half']:.2f} between halves, {a['robust']:.2f} without its {d['largest']} "
-        "largest tokens"
+        f"{a['name']}: norm {num(a['norm'])}, cosine with all {signed(a['cosine'], '.3f')}, halves "
+        f"agree {signed(a['split_half'], '.2f')}, {signed(a['robust'], '.2f')} without its "
+        f"{d['largest']} largest tokens"
         for a in d["arms"]
     )
     for a in (a for a in d["arms"] if a["name"].startswith("bottom")):
-        said += f". What is then left of it has cosine {a['down']:.2f} with “push every sampled "
-        said += f"token down”: a token’s mean advantage is {signed(d['mean_advantage'], '+.2f')}"
+        said += (
+            f". The {a['name']} without them have cosine {signed(a['down'], '.2f')} with “every "
+        )
+        said += (
+            f"drawn token down”; mean advantage of a token {signed(d['mean_advantage'], '+.2f')}"
+        )
     return *stack(*parts), f"{said}. {d['n_tokens']:,} tokens of the {d['model']} model."
 
 

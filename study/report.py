@@ -19,7 +19,7 @@ from typing import Any
 
 from infra.files import UserError, write_atomic
 from study import figures as fig
-from study.figures import DARK, FIGURES, LEVELS, LIGHT, SIDES, esc, label, level, num, pct
+from study.figures import DARK, FIGURES, LEVELS, LIGHT, SIDES, esc, label, level, num, pct, rect
 
 PAGE = Path(__file__).with_name("page.html")
 WIDE, NARROW, LEAD = 720, 350, 480  # px: each figure's two widths, and that of the first one
@@ -33,7 +33,6 @@ RAMPS = dict(e="entropy", u="value", d="value")  # what each ramp of figures.py 
 HOLDS, FAILS = "holds", "does not hold"
 UNCLEAR, UNTESTED = "not distinguishable", "not testable in this run"
 MARK = {HOLDS: "✓", FAILS: "✗", UNCLEAR: "≈", UNTESTED: "–"}
-BEATS = dict(above=HOLDS, below=FAILS, equal=FAILS, undecided=UNCLEAR)
 Verdict = tuple[str, str]
 
 
@@ -57,49 +56,59 @@ def apart(a: dict | None, b: dict | None) -> Verdict:
     return here, higher((a["low"], a["high"]), (b["low"], b["high"]))
 
 
-def at_both(d: dict, a: Callable, b: Callable) -> Verdict:
+def both_thresholds(d: dict, a: Callable, b: Callable) -> Verdict:
     """Two temperatures: the same verdict at both thresholds, or none."""
     found = [apart(a(x), b(x)) for x in fig.both(d)]
     words = {word for _, word in found}
     return "; ".join(dict(found)), words.pop() if len(words) == 1 else UNCLEAR
 
 
-def against(d: dict, a: str, b: str, words: dict[str, str] = BEATS) -> Verdict:
-    """Arm a minus arm b by the rule of study/stats.py, whose word `words` turns into a verdict."""
+def against(d: dict, a: str, b: str, equal: str = FAILS) -> Verdict:
+    """Arm a minus arm b by the rule of study/stats.py: is it above 0?"""
     if found := fig.minus(d, fig.arm(d, a), fig.arm(d, b)):
+        words = dict(above=HOLDS, below=FAILS, equal=equal, undecided=UNCLEAR)
         return fig.in_points(found), words.get(found["verdict"], UNTESTED)
     return f"{a} and {b} were not both run, or nothing was right", UNTESTED
 
 
-def over_rho(d: dict, rhos: Sequence[float], good: set[str], bad: set[str]) -> Verdict:
-    """The top arms of these rho, each minus that of 0.2."""
+def over_rho(d: dict, rhos: Sequence[float], good: str, bad: str) -> Verdict:
+    """The top arms of these rho, or of all below 0.2, each minus that of 0.2: are all `good`?"""
+    plain = [a["rho"] for a in d["arms"] if a["keep"] == "top" and not a["flags"]]
+    rhos = rhos or [r for r in plain if r < RHO]
     found = {r: fig.minus(d, fig.arm(d, "top", r), fig.arm(d, "top")) for r in rhos}
     if not found or None in found.values():
         return "these shares were not all run, or nothing was right", UNTESTED
     words = {x["verdict"] for x in found.values()}
-    verdict = FAILS if words & bad else HOLDS if words <= good else UNCLEAR
+    verdict = FAILS if words & {*bad.split()} else HOLDS if words == {good} else UNCLEAR
     here = "; ".join(f"rho {r:g}: {fig.in_points(x)}" for r, x in found.items())
     return here, UNTESTED if "too few runs" in words else verdict
 
 
-def smaller(d: dict) -> list[float]:
-    """The shares below a fifth that were run."""
-    plain = [a["rho"] for a in d["arms"] if a["keep"] == "top" and not a["flags"]]
-    return [r for r in plain if r < RHO]
+def few_hold_entropy(d: dict) -> Verdict:
+    low, top = d["base"]["below_0.01"], d["base"]["top20_share"]
+    but = d["base"]["mean"] == 0 and "the base model has no entropy at all"
+    here = f"{pct(low)} below 0.01 nats; the top fifth holds {pct(top)}"
+    return yes(here, low >= 0.5 <= top, but)
 
 
 def kinds_of_token(d: dict) -> Verdict:
     most, least = (r[:10] for r in fig.most_and_least(d["base"]))
-    if len(most) < 2 or most[0]["entropy"] == 0:
-        return "too few tokens, or none with entropy", UNTESTED
     a, b = (fig.mean([r["entropy"] for r in rows]) for rows in (most, least))
-    return yes(f"{num(a)} against {num(b)} nats, {len(most)} tokens each", a > 10 * b)
+    but = (len(most) < 2 or a == 0) and "too few tokens, or none with entropy"
+    return yes(f"{num(a)} against {num(b)} nats, {len(most)} tokens each", a > 10 * b, but)
 
 
 def kept_positions(d: dict, rho: float) -> Verdict:
-    found = {r["rho"]: r["overlap"] for r in d["by_rho"]}
-    here = f"{pct(found[rho])} at step {d['steps'][-1]:,}"
-    return yes(here, found[rho] >= 0.8, len(d["steps"]) < 2 and "one kept step only")
+    found = next(r["overlap"] for r in d["by_rho"] if r["rho"] == rho)
+    here = f"{pct(found)} at step {d['steps'][-1]:,}"
+    return yes(here, found >= 0.8, len(d["steps"]) < 2 and "one kept step only")
+
+
+def change_at_forks(d: dict, gain: bool) -> Verdict:
+    share, change = fig.top_fifth(d["bins"])
+    here = f"{fig.signed(change)} nats" if gain else f"{pct(share)} of the change is there"
+    but = not any(r["change"] for r in d["bins"]) and "no bin changed"
+    return yes(here, change > 0 if gain else share > 0.5, but)
 
 
 def longer_answers(d: dict) -> Verdict:
@@ -113,20 +122,8 @@ def longer_answers(d: dict) -> Verdict:
 
 def top_is_the_gradient(d: dict) -> Verdict:
     top = [a["cosine"] for a in d["models"][0]["arms"] if a["name"][:3] == "top" and a["norm"]]
-    but = not top and "no gradient to take apart"
-    return yes(f"cosine {max(top, default=0):.3f}", max(top, default=0) >= 0.95, but)
-
-
-def few_hold_entropy(b: dict) -> Verdict:
-    low, top = b["below_0.01"], b["top20_share"]
-    here = f"{pct(low)} below 0.01 nats; the top fifth holds {pct(top)}"
-    return yes(here, low >= 0.5 <= top, b["mean"] == 0 and "the base model has no entropy at all")
-
-
-def at_forks(d: dict, form: Callable, holds: Callable) -> Verdict:
-    share, change = fig.top_fifth(d["bins"])
-    here, still = form(share, change), not any(r["change"] for r in d["bins"])
-    return yes(here, holds(share, change), still and "no bin changed")
+    cosine = max(top, default=0)
+    return yes(f"cosine {cosine:.3f}", cosine >= 0.95, not top and "no gradient to take apart")
 
 
 def forks_decide(d: dict) -> Verdict:
@@ -140,50 +137,44 @@ def few_change(d: dict) -> Verdict:
     return yes(here, 0.05 <= 1 - d["beyond"] <= 0.3)
 
 
-def cold(which: str) -> Callable:
+def rlvr_helps(d: dict) -> Verdict:
+    return apart(fig.tested(d["final"]), fig.tested(d["base"]))
+
+
+def rest_at(t: float) -> Callable[[dict], dict | None]:
+    return lambda x: fig.pick(x["rest"], t)
+
+
+def forks_at_1(x: dict) -> dict | None:
+    return fig.pick(x["fork"], 1)
+
+
+def warm_forks(x: dict) -> dict | None:
+    return fig.best(fig.warmer(x["fork"]))
+
+
+def cold(which: str) -> Callable[[dict], dict | None]:
     return lambda x: fig.coldest(x[which])
 
 
-# each claim of page.html: the section that decides it, and how
-CLAIMS: dict[str, tuple[str, Callable[[dict], Verdict]]] = dict(
-    rlvr_helps=("distribution", lambda d: apart(*(fig.tested(d[k]) for k in ("final", "base")))),
-    few_hold_entropy=("distribution", lambda d: few_hold_entropy(d["base"])),
+# each claim of page.html: the section that decides it, the rule, and what the rule takes besides
+CLAIMS: dict[str, tuple] = dict(
+    rlvr_helps=("distribution", rlvr_helps),
+    few_hold_entropy=("distribution", few_hold_entropy),
     kinds_of_token=("tokens", kinds_of_token),
-    warm_forks=(
-        "two_temperature",
-        lambda d: at_both(
-            d, lambda x: fig.best(fig.warmer(x["fork"])), lambda x: fig.pick(x["fork"], 1)
-        ),
-    ),
-    hot_rest=(
-        "two_temperature",
-        lambda d: at_both(d, lambda x: fig.pick(x["rest"], 1), lambda x: fig.pick(x["rest"], 2)),
-    ),
-    cold_forks=("two_temperature", lambda d: at_both(d, cold("rest"), cold("fork"))),
-    positions_stay=("during", lambda d: kept_positions(d, 0.2)),
-    tenth_stays=("during", lambda d: kept_positions(d, 0.1)),
-    change_at_forks=(
-        "during",
-        lambda d: at_forks(
-            d, lambda s, _: f"{pct(s)} of the change is there", lambda s, _: s > 0.5
-        ),
-    ),
-    forks_gain=(
-        "during",
-        lambda d: at_forks(d, lambda _, c: f"{fig.signed(c)} nats", lambda _, c: c > 0),
-    ),
-    top_loses_nothing=("comparison", lambda d: against(d, "top", "all", BEATS | dict(equal=HOLDS))),
-    top_beats_all=("comparison", lambda d: against(d, "top", "all")),
-    bottom_fails=("comparison", lambda d: against(d, "all", "bottom")),
-    top_beats_random=("comparison", lambda d: against(d, "top", "random")),
-    rho_matters_little=(
-        "comparison",
-        lambda d: over_rho(d, (0.1, 0.5), {"equal"}, {"above", "below"}),
-    ),
-    fewer_is_too_few=(
-        "comparison",
-        lambda d: over_rho(d, smaller(d), {"below"}, {"equal", "above"}),
-    ),
+    warm_forks=("two_temperature", both_thresholds, warm_forks, forks_at_1),
+    hot_rest=("two_temperature", both_thresholds, rest_at(1), rest_at(2)),
+    cold_forks=("two_temperature", both_thresholds, cold("rest"), cold("fork")),
+    positions_stay=("during", kept_positions, 0.2),
+    tenth_stays=("during", kept_positions, 0.1),
+    change_at_forks=("during", change_at_forks, False),
+    forks_gain=("during", change_at_forks, True),
+    top_loses_nothing=("comparison", against, "top", "all", HOLDS),
+    top_beats_all=("comparison", against, "top", "all"),
+    bottom_fails=("comparison", against, "all", "bottom"),
+    top_beats_random=("comparison", against, "top", "random"),
+    rho_matters_little=("comparison", over_rho, (0.1, 0.5), "equal", "above below"),
+    fewer_is_too_few=("comparison", over_rho, (), "below", "equal above"),
     longer_answers=("comparison", longer_answers),
     top_is_the_gradient=("anatomy", top_is_the_gradient),
     forks_decide=("decomposition", forks_decide),
@@ -191,12 +182,12 @@ CLAIMS: dict[str, tuple[str, Callable[[dict], Verdict]]] = dict(
 )
 
 
-def verdicts(found: dict) -> dict[str, Verdict]:
-    """Claim -> (here, verdict); not testable where its section is missing."""
-    return {
-        name: judge(found[key]) if key in found else (f"data/{key}.json is missing", UNTESTED)
-        for name, (key, judge) in CLAIMS.items()
-    }
+def judge(name: str, found: dict) -> Verdict:
+    """(here, verdict) of a claim; not testable where its section is missing."""
+    key, rule, *more = CLAIMS[name]
+    if key not in found:
+        return f"data/{key}.json is missing", UNTESTED
+    return rule(found[key], *more)
 
 
 # ---------------------------------------------------------------------- tables
@@ -246,14 +237,12 @@ def word_table(d: dict) -> str:
     """The words of `decomposition.json` and what they hold of the outcome's variance."""
     head, out = ("word", "share of the variance", "drawn", "mean entropy, nats"), []
     for which, name in SIDES.items():
-        rows = [
-            [f"<code>{esc(r['name'])}</code>", pct(r["share"]) + fig.span(r["low"], r["high"])]
-            + [f"{r['n']:,}", num(r["entropy"])]
-            for r in d[which]["words"]
-        ]
-        out.append(
-            folded(f"{name}: what each word decides", table("Words drawn often", head, rows))
-        )
+        rows = []
+        for r in d[which]["words"]:
+            share = pct(r["share"]) + fig.span(r["low"], r["high"])
+            rows.append([f"<code>{esc(r['name'])}</code>", share, f"{r['n']:,}", num(r["entropy"])])
+        body = table("Words drawn often", head, rows)
+        out.append(folded(f"{name}: what each word decides", body))
     return "".join(out)
 
 
@@ -359,8 +348,7 @@ def trace_data(d: list[dict], values: list[dict]) -> str:
 def picture(d: list[dict], most: int = 120) -> str:
     """The first problem's two answers as an SVG of its own, 720 px wide, on a card that is light
     or, where the reader's system is, dark: shaded by entropy, the kept tokens underlined."""
-    w, pad, size, y = 720, 24, 15, 40
-    top, cell = darkest(d), 0.602 * size
+    w, pad, size, y, top = WIDE, 24, 15, 40, darkest(d)
     out = [label(pad, y, d[0]["problem"], "problem")]
     for _, side, r in (x for x in sides(d) if x[0] == 0):
         out.append(label(pad, y := y + 40, SIDES[side], "side"))
@@ -368,55 +356,44 @@ def picture(d: list[dict], most: int = 120) -> str:
         x, y = pad, y + 14
         for t in r["tokens"][:most]:
             word = fig.shown(word_of(t))
-            wide = cell * fig.cells(word) + 8
+            wide = 0.602 * size * fig.cells(word) + 8
             if x > pad and x + wide > w - pad:
                 x, y = pad, y + 34
-            out.append(f'<rect class="e{level(t["h"], top)}" x="{x:.1f}" y="{y}" width="{wide:.1f}"'
-                       ' height="25" rx="4"/>')  # fmt: skip
-            if t["q"] < RHO:
-                out.append(
-                    f'<rect class="line" x="{x:.1f}" y="{y + 25}" width="{wide:.1f}" height="2.5"/>'
-                )
+            out.append(rect(x, y, wide, 25, f"e{level(t['h'], top)}", 'rx="4"'))
+            out += [rect(x, y + 25, wide, 2.5, "line")] if t["q"] < RHO else []
             place = f'x="{x + 4:.1f}" y="{y + 17.5}" textLength="{wide - 8:.1f}"'
-            out.append(
-                f'<text class="word" {place} lengthAdjust="spacingAndGlyphs">{esc(word)}</text>'
-            )
+            place += ' lengthAdjust="spacingAndGlyphs"'
+            out.append(f'<text class="word" {place}>{esc(word)}</text>')
             x += wide + 3
-        if len(r["tokens"]) > most:
-            out.append(label(x + 4, y + 17.5, "…", "word"))
+        out += [label(x + 4, y + 17.5, "…", "word")] if len(r["tokens"]) > most else []
         y += 30
     y += 34
-    out.append(f'<rect class="card" x="{pad + 76}" y="{y - 10}" width="200" height="12"/>')
-    for i in range(LEVELS):
-        out.append(
-            f'<rect class="e{i}" x="{pad + 76 + 20 * i}" y="{y - 10}" width="20" height="12"/>'
-        )
+    out.append(rect(pad + 76, y - 10, 200, 12, "card"))
+    out += [rect(pad + 76 + 20 * i, y - 10, 20, 12, f"e{i}") for i in range(LEVELS)]
     out += [label(pad, y, "entropy: 0"), label(pad + 284, y, f"{top:.1f} nats")]
     out.append(label(w - pad, y, "underlined: the 20% that receive gradient", "", "end"))
-    title = "One problem, answered by the base and by the trained model"
-    said = f"{title}; each word on a background as dark as its entropy."
 
-    def style(palette: dict[str, str]) -> str:
+    def fill(palette: dict[str, str]) -> str:
         c = fig.variables(palette)
-        fill = dict(
-            card=c["paper"], text=c["muted"], side=c["ink"], problem=c["ink"], word=c["ink"]
-        )
-        fill |= dict(line=c["ink"], right=c["random"], wrong=c["top"])
-        fill |= {k: v for k, v in c.items() if re.fullmatch(r"e\d", k)}
-        rules = "".join(f"{'' if k == 'text' else '.'}{k}{{fill:{v}}}" for k, v in fill.items())
-        return f".card{{stroke:{c['rule']}}}" + rules
+        own = dict(card="paper", line="ink", word="ink", side="ink", problem="ink", right="random")
+        own |= dict(wrong="top") | {f"e{i}": f"e{i}" for i in range(LEVELS)}
+        rules = "".join(f".{k}{{fill:{c[name]}}}" for k, name in own.items())
+        return f"text{{fill:{c['muted']}}}.card{{stroke:{c['rule']}}}" + rules
 
-    mono = "ui-monospace,SFMono-Regular,Menlo,Consolas,'Liberation Mono',monospace"
-    text = f"text{{font:13px system-ui,sans-serif}}.word,.problem{{font:{size}px {mono}}}"
-    text += ".side,.problem{font-weight:600}"
-    dark = f"@media(prefers-color-scheme:dark){{{style(DARK)}}}"
-    h = y + 22
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" width="{w}" height="{h}" '
-        f'role="img"><title>{title}</title><desc>{said}</desc><style>{text}{style(LIGHT)}{dark}'
-        f'</style><rect class="card" x=".5" y=".5" width="{w - 1}" height="{h - 1}" rx="10"/>'
-        f"{''.join(out)}</svg>\n"
-    )
+    style = f".word,.problem{{font:{size}px ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}}"
+    style = "text{font:13px system-ui,sans-serif}" + style + ".side,.problem{font-weight:600}"
+    style += f"{fill(LIGHT)}@media(prefers-color-scheme:dark){{{fill(DARK)}}}"
+    title = "One problem, answered by the base and by the trained model"
+    body = rect(0.5, 0.5, w - 1, y + 21, "card", 'rx="10"') + "".join(out)
+    said = "Each word stands on a background as dark as its entropy."
+    return svg_file((0, 0, w, y + 22), title, said, style, body)
+
+
+def svg_file(box: tuple, title: str, said: str, style: str, body: str) -> str:
+    """An SVG that stands alone; box: left, top, width, height in px."""
+    size = f'viewBox="{" ".join(map(str, box))}" width="{box[2]}" height="{box[3]}" role="img"'
+    head = f"<title>{esc(title)}</title><desc>{esc(said)}</desc><style>{style}</style>"
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{head}{body}</svg>\n'
 
 
 # ---------------------------------------------------------------------- the page
@@ -467,13 +444,9 @@ def standalone(key: str, title: str, d: dict, style: str) -> str:
     body, h, said = FIGURES[key][1](d, WIDE)
     palette = fig.variables(LIGHT | dict(paper="#ffffff"))
     style = re.sub(r"var\(--(\w+)\)", lambda m: palette[m[1]], style)
-    w, h = WIDE + 48, h + 68
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-24 -48 {w} {h}" width="{w}" '
-        f'height="{h}" role="img"><title>{esc(title)}</title><desc>{esc(said)}</desc>'
-        f'<style>{style}</style><rect x="-24" y="-48" width="{w}" height="{h}" fill="#ffffff"/>'
-        f"{label(0, -20, title, 'title')}{body}</svg>\n"
-    )
+    ground = rect(-24, -48, WIDE + 48, h + 68, "", 'fill="#ffffff"')
+    body = ground + label(0, -20, title, "title") + body
+    return svg_file((-24, -48, WIDE + 48, h + 68), title, said, style, body)
 
 
 def lead(found: dict) -> str:
@@ -486,37 +459,31 @@ def lead(found: dict) -> str:
     return ""
 
 
-def tally(judged: dict[str, Verdict]) -> str:
-    n = [sum(v == word for _, v in judged.values()) for word in MARK]
-    return (
-        f"{len(judged)} claims: {n[0]} hold, {n[1]} do not, {n[2]} undecided, "
-        f"{n[3]} not testable in this run."
-    )
-
-
 def page(found: dict, missing: dict[str, str]) -> tuple[str, dict[str, str]]:
     """page.html with its slots filled, and the figures as files, name -> SVG."""
-    template, judged = PAGE.read_text(), verdicts(found)
-    rects = "".join(f"rect.e{i}{{fill:var(--e{i})}}" for i in range(LEVELS))
+    template, judged = PAGE.read_text(), {name: judge(name, found) for name in CLAIMS}
     style = re.search(r'<style id="figures">(.*?)</style>', template, re.DOTALL)[1]
-    style = style.replace("{{rects}}", rects)
-    light, dark = (fig.variables(colours).items() for colours in (LIGHT, DARK))
-    light, dark = (":root{" + "".join(f"--{k}:{v};" for k, v in x) + "}" for x in (light, dark))
-    classes = [(k, by, i) for k, by in RAMPS.items() for i in range(LEVELS)]
+    style += "".join(f"rect.e{i}{{fill:var(--e{i})}}" for i in range(LEVELS))
+    light, dark = (
+        f":root{{{''.join(f'--{k}:{v};' for k, v in fig.variables(colours).items())}}}"
+        for colours in (LIGHT, DARK)
+    )
     shades = [
-        f".by-{by} .{k}{i},.legend .{k}{i}{{background:var(--{k}{i})}}" for k, by, i in classes
+        f"rect.e{i}{{fill:var(--e{i})}}.by-{by} .{k}{i},.legend .{k}{i}{{background:var(--{k}{i})}}"
+        for k, by in RAMPS.items()
+        for i in range(LEVELS)
     ]
     told, values = found.get("traces", []), found.get("values", [])
     heads = re.findall(r'<section id="(\w+)"><h2>(.*?)</h2>', template)
+    n = [sum(v == word for _, v in judged.values()) for word in MARK]
     once = dict(
         name=esc(found.get("run", {}).get("name", "a run")),
         palette=f"{light}@media screen and (prefers-color-scheme:dark){{{dark}}}{''.join(shades)}",
-        rects=rects,
         darkest=num(darkest(told)),
         sample=answers(told, values, 0, darkest(told), 72) if told else "",
         traces=traces(told, values) if told else "",
         lead=lead(found),
-        tally=tally(judged),
+        tally=f"{len(judged)} claims: {n[0]} hold, {n[1]} do not, {n[2]} undecided, {n[3]} untestable.",
         contents="".join(f'<li><a href="#{key}">{title}</a></li>' for key, title in heads),
         about=about(found["run"]) if "run" in found else "",
         trace_data=trace_data(told, values),

@@ -56,14 +56,11 @@ def example(tokens: int = 160) -> dict:
         return dict(v=v, alt=[[0.5, 0.25, None, 0.0, 1.0]] * tokens)
 
     def decided(top: float) -> dict:
-        each = [dict(share=top if d == 9 else 0.01, low=-0.01, high=top, n=99) for d in range(10)]
-        rows = [r | dict(entropy=0.1 * d, decile=d + 1) for d, r in enumerate(each)]
-        kinds = [
-            r | dict(name=k)
-            for r, k in zip(rows[::-1], ("operator", "after no", "="), strict=False)
-        ]
-        share = [min(1.0, i / 20) for i in range(1, 101)]
-        found = dict(deciles=rows, kinds=kinds, words=kinds, cumulative=dict(share=share), K=16)
+        each = dict(share=top, low=top - 0.1, high=top + 0.1, n=99)
+        rows = [each | dict(entropy=0.1 * d, decile=d) for d in range(1, 11)]
+        kinds = [each | dict(name=k, entropy=0.3) for k in ("operator", "after no", "=")]
+        share = dict(share=[min(1.0, i / 20) for i in range(1, 101)])
+        found = dict(deciles=rows, kinds=kinds, words=kinds, cumulative=share, K=16)
         return found | dict(top20=[top, 0.9, 1.1], percent_for_90=18, n_responses=120)
 
     steps = list(range(1, 61))
@@ -147,10 +144,11 @@ def example(tokens: int = 160) -> dict:
         anatomy=dict(models=[dict(
             n_tokens=30_802, n_groups=90, model="base", largest=10, mean_advantage=-0.36,
             arms=[
-                dict(name="top 20%", norm=0.0630, cosine=0.9996, split_half=0.77, robust=0.5, down=0.8),
-                dict(name="random 20%", norm=0.0154, cosine=0.79, split_half=0.40, robust=0.5, down=0.8),
-                dict(name="bottom 80%", norm=0.0016, cosine=0.056, split_half=0.06, robust=0.5, down=0.8),
-                dict(name="all", norm=0.0631, cosine=1.0, split_half=0.76, robust=0.5, down=0.8),
+                dict(name=name, norm=norm, cosine=cosine, split_half=half, robust=0.5, down=0.8)
+                for name, norm, cosine, half in (
+                    ("top 20%", 0.0630, 0.9996, 0.77), ("random 20%", 0.0154, 0.79, 0.40),
+                    ("bottom 80%", 0.0016, 0.056, 0.06), ("all", 0.0631, 1.0, 0.76),
+                )
             ],
             deciles=[
                 dict(decile=i, entropy=1e-4 * 2.5**i, norm=1e-5 * 2.4**i, cosine=i / 10,
@@ -364,10 +362,10 @@ def test_the_top_fifth_counts_the_border_bin_in_part():
 
 
 def verdict(name: str, data: dict, **changed) -> str:
-    key, judge = report.CLAIMS[name]
+    key = report.CLAIMS[name][0]
     if name == "forks_decide" and changed:
         changed["final"] = changed["base"]
-    return judge(data[key] | changed)[1]
+    return report.judge(name, {key: data[key] | changed})[1]
 
 
 def arms(**ends: float) -> list[dict]:
@@ -493,7 +491,8 @@ def test_the_page_is_whole_small_and_says_every_verdict(run, data):
     page = (run / "report.html").read_text()
     assert (run / "report.html").stat().st_size < 2_000_000
     assert "Missing." not in page and not re.search(r"\bnan\b|\bNone\b", page)
-    for name, (here, word) in report.verdicts(data).items():
+    for name in report.CLAIMS:
+        here, word = report.judge(name, data)
         assert f"{report.MARK[word]} {word}</b>" in page and report.esc(here) in page, name
     assert page.count("<tr><th scope='row'") + page.count('<tr><th scope="row"') >= len(
         report.CLAIMS
@@ -617,8 +616,7 @@ def test_a_missing_section_says_why_and_how(tmp_path, data):
     assert page.count("Missing.") == 2
     assert not (folder / "figures" / "learned.svg").exists()
     found, _ = report.read(folder)
-    judged = report.verdicts(found)
-    assert judged["positions_stay"] == ("data/during.json is missing", report.UNTESTED)
+    assert report.judge("positions_stay", found) == ("data/during.json is missing", report.UNTESTED)
 
 
 def test_a_folder_of_arms_alone_is_a_page(tmp_path, data):
@@ -662,8 +660,8 @@ def test_one_token_without_entropy(tmp_path, data):
     sections |= dict(traces=[dict(problem="p", base=one, final=one)], values=[])
     page = report.write(save(tmp_path, sections)).read_text()
     assert not re.search(r"\bnan\b|\binf\b", page)
-    judged = report.verdicts(report.read(tmp_path)[0])
-    assert judged["few_hold_entropy"][1] == judged["kinds_of_token"][1] == report.UNTESTED
+    for name in ("few_hold_entropy", "kinds_of_token"):
+        assert report.judge(name, sections)[1] == report.UNTESTED
 
 
 def test_zero_correct_an_interrupted_run_and_one_step(tmp_path, data):
@@ -675,9 +673,8 @@ def test_zero_correct_an_interrupted_run_and_one_step(tmp_path, data):
     sections = data | dict(distribution=d, two_temperature=warm)
     sections |= dict(training={k: v[:1] for k, v in data["training"].items()})
     assert "0.0%" in report.write(save(tmp_path, sections)).read_text()
-    judged = report.verdicts(sections)
     for name in ("rlvr_helps", "warm_forks", "hot_rest", "cold_forks"):
-        assert judged[name][1] == report.UNTESTED
+        assert report.judge(name, sections)[1] == report.UNTESTED
 
 
 @pytest.mark.parametrize("bad", ["NaN", "-Infinity", "1e999", '"broken', "[3", "[" * 10**5])

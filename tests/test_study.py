@@ -235,7 +235,7 @@ def test_rescoring_is_what_the_sampler_recorded():
     model = tiny()
     for T in (1.0, 0.7):
         s = sampled(model, n=9, T=T)  # 36 sequences: three blocks
-        assert torch.allclose(study.rescore(model, s, T), s.entropy, atol=FP32)
+        assert torch.allclose(ask.rescore(model, s, T), s.entropy, atol=FP32)
 
 
 def test_alternatives_against_the_whole_distribution():
@@ -653,7 +653,7 @@ def test_mistakes_are_one_line(tmp_path, line):
     ):
         log.write_bytes(whole.splitlines()[0].encode() + b"\n" + odd + b"\n" + whole.encode())
         code, text = line(tmp_path, "--device", "cpu")
-        assert code == 2 and "metrics.jsonl: line 2 is no step of a run" in text
+        assert code == 2 and "metrics.jsonl, line 2: " in text and text.endswith("start anew")
     log.write_text(whole)
     for name in ("2x.pt", "².pt"):  # no step's
         (tmp_path / "snapshots" / name).write_bytes(b"")
