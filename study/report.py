@@ -453,6 +453,7 @@ def lead(found: dict) -> str:
     """The chart that answers the title, and its sentence."""
     for key, title in LEADS.items():
         if d := found.get(FIGURES[key][0]):
+            d = d | dict(arms=fig.main_arms(d)) if "arms" in d else d
             drawn = svg(key, title, d, LEAD, "wide") + svg(key, title, d, NARROW, "narrow")
             said = FIGURES[key][1](d, LEAD)[2]
             return f'<figure><p class="title">{title}</p>{drawn}</figure><p>{esc(said)}</p>'
@@ -483,7 +484,7 @@ def page(found: dict, missing: dict[str, str]) -> tuple[str, dict[str, str]]:
         sample=answers(told, values, 0, darkest(told), 72) if told else "",
         traces=traces(told, values) if told else "",
         lead=lead(found),
-        tally=f"{len(judged)} claims: {n[0]} hold, {n[1]} do not, {n[2]} undecided, {n[3]} untestable.",
+        tally="{} claims: {} hold, {} do not, {} undecided, {} not testable.".format(sum(n), *n),
         contents="".join(f'<li><a href="#{key}">{title}</a></li>' for key, title in heads),
         about=about(found["run"]) if "run" in found else "",
         trace_data=trace_data(told, values),
