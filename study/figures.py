@@ -497,20 +497,15 @@ def both(d: dict) -> list[dict]:
     return [d, d["other"]]
 
 
-def pick(rows: Sequence[dict], t: float) -> dict | None:
+def pick(x: dict, which: str, t: float | str) -> dict | None:
+    """The row of the forks or of the rest at temperature `t`, or its "coldest", or "warm": the best
+    above 1."""
+    rows = x[which]
+    if t == "coldest":
+        return min(rows, key=lambda r: r["t"], default=None)
+    if t == "warm":
+        return max((r for r in rows if r["t"] > 1), key=lambda r: r["accuracy"], default=None)
     return next((r for r in rows if r["t"] == t), None)
-
-
-def coldest(rows: Sequence[dict]) -> dict | None:
-    return min(rows, key=lambda r: r["t"], default=None)
-
-
-def warmer(rows: Sequence[dict]) -> list[dict]:
-    return [r for r in rows if r["t"] > 1]
-
-
-def best(rows: Sequence[dict]) -> dict | None:
-    return max(rows, key=lambda r: r["accuracy"], default=None)
 
 
 def temperatures(d: dict, w: int) -> Figure:
@@ -529,13 +524,10 @@ def temperatures(d: dict, w: int) -> Figure:
         words = "temperature T, the other kind at 1", f"accuracy; forks from {kind}"
         xticks = [(i, f"{t:g}") for i, t in enumerate(grid)]
         panels.append(curves(series, w, 320, *percents(0, most), words, xticks))
-        points = {
-            "everything": pick(x["fork"], 1),
-            "forks, best of the higher": best(warmer(x["fork"])),
-            "forks, coldest": coldest(x["fork"]),
-            "the rest": pick(x["rest"], 2),
-        }
-        said = [f"{name}, at T = {r['t']:g}, {at(r)}" for name, r in points.items() if r]
+        points = dict(everything=("fork", 1), best_warmer_forks=("fork", "warm"))
+        points |= dict(coldest_forks=("fork", "coldest"), hot_rest=("rest", 2))
+        rows = {name.replace("_", " "): pick(x, *way) for name, way in points.items()}
+        said = [f"{name}, at T = {r['t']:g}, {at(r)}" for name, r in rows.items() if r]
         parts.append(f"Forks from {kind}: {'; '.join(said)}.")
     return *stack(*panels), " ".join(parts)
 

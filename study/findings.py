@@ -369,17 +369,14 @@ def run_section(run: Run, f: Flags) -> dict:
     if spent is None and summary.exists():
         spent = files.read_json(summary).get("cpu_seconds")
     settings = {k: getattr(c, k) for k in ("dtype", "seed", "keep", "rho", "steps")}
+    settings |= dict(model=c.model or c.size, k=c.eval_k, cpu_seconds=spent)
+    settings |= dict(name=run.folder.resolve().name, torch=torch.__version__)
     return settings | dict(
-        name=run.folder.resolve().name,
         command=f"python fork_gpt.py {shlex.join(flags.typed(given))}",
-        model=c.model or c.size,
         n_params=sum(p.numel() for p in run.model.parameters()),
-        torch=torch.__version__,
         hardware=weights.hardware(run.model.head_weight.device),
         world=c.data or f"{small}to {c.max_value}",
         n_test=len(run.splits["test"][: c.eval_problems or None]),
-        k=c.eval_k,
-        cpu_seconds=spent,
     )
 
 

@@ -13,7 +13,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,9 @@ def apart(a: dict | None, b: dict | None) -> Verdict:
     return here, higher((a["low"], a["high"]), (b["low"], b["high"]))
 
 
-def both_thresholds(d: dict, a: Callable, b: Callable) -> Verdict:
+def both_thresholds(d: dict, a: tuple, b: tuple) -> Verdict:
     """Two temperatures: the same verdict at both thresholds, or none."""
-    found = [apart(a(x), b(x)) for x in fig.both(d)]
+    found = [apart(fig.pick(x, *a), fig.pick(x, *b)) for x in fig.both(d)]
     words = {word for _, word in found}
     return "; ".join(dict(found)), words.pop() if len(words) == 1 else UNCLEAR
 
@@ -141,30 +141,14 @@ def rlvr_helps(d: dict) -> Verdict:
     return apart(fig.tested(d["final"]), fig.tested(d["base"]))
 
 
-def rest_at(t: float) -> Callable[[dict], dict | None]:
-    return lambda x: fig.pick(x["rest"], t)
-
-
-def forks_at_1(x: dict) -> dict | None:
-    return fig.pick(x["fork"], 1)
-
-
-def warm_forks(x: dict) -> dict | None:
-    return fig.best(fig.warmer(x["fork"]))
-
-
-def cold(which: str) -> Callable[[dict], dict | None]:
-    return lambda x: fig.coldest(x[which])
-
-
 # each claim of page.html: the section that decides it, the rule, and what the rule takes besides
 CLAIMS: dict[str, tuple] = dict(
     rlvr_helps=("distribution", rlvr_helps),
     few_hold_entropy=("distribution", few_hold_entropy),
     kinds_of_token=("tokens", kinds_of_token),
-    warm_forks=("two_temperature", both_thresholds, warm_forks, forks_at_1),
-    hot_rest=("two_temperature", both_thresholds, rest_at(1), rest_at(2)),
-    cold_forks=("two_temperature", both_thresholds, cold("rest"), cold("fork")),
+    warm_forks=("two_temperature", both_thresholds, ("fork", "warm"), ("fork", 1)),
+    hot_rest=("two_temperature", both_thresholds, ("rest", 1), ("rest", 2)),
+    cold_forks=("two_temperature", both_thresholds, ("rest", "coldest"), ("fork", "coldest")),
     positions_stay=("during", kept_positions, 0.2),
     tenth_stays=("during", kept_positions, 0.1),
     change_at_forks=("during", change_at_forks, False),
@@ -469,17 +453,17 @@ def page(found: dict, missing: dict[str, str]) -> tuple[str, dict[str, str]]:
         f":root{{{''.join(f'--{k}:{v};' for k, v in fig.variables(colours).items())}}}"
         for colours in (LIGHT, DARK)
     )
-    shades = [
-        f"rect.e{i}{{fill:var(--e{i})}}.by-{by} .{k}{i},.legend .{k}{i}{{background:var(--{k}{i})}}"
+    shades = style[style.index("rect.e0") :] + "".join(
+        f".by-{by} .{k}{i},.legend .{k}{i}{{background:var(--{k}{i})}}"
         for k, by in RAMPS.items()
         for i in range(LEVELS)
-    ]
+    )
     told, values = found.get("traces", []), found.get("values", [])
     heads = re.findall(r'<section id="(\w+)"><h2>(.*?)</h2>', template)
     n = [sum(v == word for _, v in judged.values()) for word in MARK]
     once = dict(
         name=esc(found.get("run", {}).get("name", "a run")),
-        palette=f"{light}@media screen and (prefers-color-scheme:dark){{{dark}}}{''.join(shades)}",
+        palette=f"{light}@media screen and (prefers-color-scheme:dark){{{dark}}}{shades}",
         darkest=num(darkest(told)),
         sample=answers(told, values, 0, darkest(told), 72) if told else "",
         traces=traces(told, values) if told else "",
