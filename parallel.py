@@ -430,7 +430,7 @@ def load(path: Path, state) -> None:
     spent = more.get("clock")
     if not isinstance(spent, dict) or {*spent} != {*state.clock.seconds()}:
         raise UserError(f"{path} does not belong to this configuration: see clock")
-    for moments in state.optimizer.state.values():
+    for moments in filter(None, state.optimizer.state.values()):  # SGD has none
         moments["step"].fill_(state.n_updates)
     state.clock.add(**{k: float(x) for k, x in spent.items()})
     copy_weights(state.model, state.policy)

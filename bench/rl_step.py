@@ -38,11 +38,13 @@ def one_step(model: Transformer, optimizer, c: Config, rng: random.Random, seed:
     odd = [sum(i % 2 for i in ids) / len(ids) for ids in texts]
     marks.append((time.perf_counter(), time.process_time()))
     which = list(range(PROMPTS * GROUP))
+    wait = torch.cuda.synchronize if model.head_weight.is_cuda else lambda: None
     advantages = group_advantages(torch.tensor(odd), GROUP)
     update(model, samples, advantages, which, c, seed, first=True)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    wait()
     marks.append((time.perf_counter(), time.process_time()))
     (w0, c0), (w1, c1), (w2, c2) = marks
     return dict(rollout_s=w1 - w0, update_s=w2 - w1, cpu_rollout_s=c1 - c0, cpu_update_s=c2 - c1)
@@ -52,11 +54,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vocab", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--repeat", type=int, default=5)
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     torch.manual_seed(0)
-    model = Transformer(Shape(256, 4, 8, 4, 32, 768, vocab_size=a.vocab)).init_weights()
+    with torch.device(a.device):
+        model = Transformer(Shape(256, 4, 8, 4, 32, 768, vocab_size=a.vocab)).init_weights()
     optimizer = make_optimizer([*model.parameters()], 1e-3, weight_decay=0.0, beta2=0.999)
     c = Config(rho=0.2)
     rng = random.Random(0)

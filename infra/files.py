@@ -134,26 +134,27 @@ def lock(folder: Path, wait: bool = False) -> int:
     """Make a folder this command's until it ends, in whatever way; what earlier ones were writing
     when they were killed is removed.  UserError while another is at work there, or wait for it.
     The lock's file descriptor: it lasts until the last process that has it ends."""
-    folder = Path(folder).resolve()
-    if folder not in HELD:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "w")
+    if folder.resolve() not in HELD:
         try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = open(folder / ".lock", "w")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if not wait:
                 raise UserError(f"{folder}: another process is at work there") from None
             print(f"waiting for the process at work in {folder}")
             fcntl.flock(file, fcntl.LOCK_EX)
-        HELD[folder] = file
+        except OSError as e:
+            raise UserError(f"cannot write {folder}: {e.strerror}") from None
+        HELD[folder.resolve()] = file
         for left in folder.rglob(".*.tmp"):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-    return HELD[folder].fileno()
+    return HELD[folder.resolve()].fileno()
 
 
 def unlock(folder: Path) -> None:
     """Give back what `lock` took."""
-    HELD.pop(Path(folder).resolve()).close()
+    HELD.pop(folder.resolve()).close()
 
 
 def read_config(folder: Path, kind: type) -> dict:

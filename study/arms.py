@@ -75,7 +75,7 @@ class Job:
     arm: str
     config: Config
     argv: tuple[str, ...]
-    procs: int
+    procs: int = 1
 
     def path(self, name: str = "") -> Path:
         return Path(self.config.out) / name

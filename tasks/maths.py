@@ -16,6 +16,7 @@ The question is the first there is of `problem`, `question` and `prompt`.  Those
 problem stops the reading or, with --skip-bad, is counted.
 """
 
+import cmath
 import hashlib
 import math
 import re
@@ -154,7 +155,7 @@ class Maths:
             return None
         if mode == "dapo":
             return verify.dapo_normalize(found)
-        return _key(verify.normalize(found)) or None
+        return _key(verify.read(found)) or None
 
     def _mode(self) -> str:
         return self.verifier or TEMPLATES[self.template].verifier
@@ -170,17 +171,25 @@ class Maths:
 
 def _key(value: verify.Value) -> str:
     """A string that equal values share, the same in every process."""
-    if isinstance(value, verify.Text):
-        return value.text
     if isinstance(value, verify.Scalar):
-        terms = dict(value.sig[0])
-        if len(value.sig) == 1 and terms.keys() <= {()}:
-            return str(Fraction(terms.get((), 0)))
-        return _sha(repr([sorted(map(repr, point)) for point in value.sig]))[:16]
+        at = [_digits(x) for x in value.at]
+        return ", ".join(at if len({*at}) > 1 else at[:1])
+    if value.kind == "text":
+        return value.items[0]
     items = [_key(item) for item in value.items]
-    if value.kind in ("list", "set", "union"):
+    if value.kind in ("list", "set", "∪"):
         return " ; ".join(sorted(items))
     return f"{value.kind} {' ; '.join(items)}"
+
+
+def _digits(x: Fraction | complex) -> str:
+    """A fraction as it is, a double as the simple one beside it or to 9 digits: sqrt(4) is 2."""
+    if isinstance(x, Fraction) or not cmath.isfinite(x):
+        return str(x)
+    simple = [Fraction(part).limit_denominator(1000) for part in (x.real, x.imag)]
+    pairs = zip(simple, (x.real, x.imag), strict=True)
+    real, imag = [str(s) if abs(s - d) <= 1e-12 * abs(x) else f"{d:.9g}" for s, d in pairs]
+    return real if imag == "0" else f"{real} + {imag} i"
 
 
 def _normal(question: str) -> str:
@@ -188,12 +197,8 @@ def _normal(question: str) -> str:
     return " ".join(unicodedata.normalize("NFC", question).split())
 
 
-def _sha(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _hash(question: str) -> str:
-    return _sha(_normal(question))
+    return hashlib.sha256(_normal(question).encode()).hexdigest()
 
 
 def read_problems(

@@ -14,7 +14,7 @@ from common import ROOT, SMALL
 
 import fork_gpt
 import rollout
-from infra import checkpoint, files, weights
+from infra import checkpoint, weights
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,12 @@ def test_files_that_may_not_be_read(run, capsys):
         path.chmod(mode)
 
 
-HOLD = "import sys; from infra import files; files.lock(sys.argv[1]); print('held'); input()"
+HOLD = """import sys
+from pathlib import Path
+from infra import files
+files.lock(Path(sys.argv[1]))
+print("held", flush=True)
+input()"""
 
 
 def test_one_process_at_a_time_and_what_a_killed_one_left_is_swept(run, capsys):

@@ -505,7 +505,7 @@ def test_weights_that_are_not_finite(maths, capsys):
     next(iter(state["weights"].values())).fill_(math.nan)
     weights.save(maths / "model/model.pt", state)
     assert "not finite" in mistake(capsys, *QUICK, "--data", "one.jsonl", "--out", "out")
-    assert not Path("out/results.json").exists() and not Path("out/one.jsonl").read_bytes()
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("flags, said", [

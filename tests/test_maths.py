@@ -22,7 +22,7 @@ from test_qwen_tokenizer import train
 from tasks import maths
 from tasks.maths import MAX_LINE, TEMPLATES, MathProblem, Maths, read_problems, split_by_hash
 from tasks.tokenizer import qwen_tokenizer, word_tokenizer
-from verify import MODES, Scalar, normalize
+from verify import MODES, Scalar, read
 
 ROOT = Path(__file__).resolve().parent.parent
 GOOD = {"problem": "What is 1 + 1?", "answer": "2"}
@@ -559,26 +559,34 @@ def test_votes_under_dapos_rule_are_its_strings(qwen):
 def test_a_letter_is_no_number_though_it_is_one_inside(qwen):
     """Letters have rational values at three points: x is 7 at the first."""
     w, problem = world(qwen), MathProblem("Q", "7", "a")
-    seven = Scalar((frozenset({((), Fraction(7))}),))
-    assert maths._key(seven) == "7" and maths._key(normalize("x")) != "7"
-    at = [frozenset({((), Fraction(n))}) for n in (7, 8, 9)]
-    assert maths._key(Scalar((at[0], at[1], at[1]))) != maths._key(Scalar((at[0], at[1], at[2])))
-    assert w.answer(problem, "\\boxed{x}") == maths._key(normalize("x"))
+    seven, *others = [Fraction(n) for n in (7, 8, 9)]
+    assert maths._key(Scalar((seven,))) == "7" and maths._key(read("x")) != "7"
+    keys = {maths._key(Scalar((seven, a, b))) for a in others for b in others}
+    assert len(keys) == 4 and maths._key(Scalar((seven,) * 3)) == "7"
+    assert w.answer(problem, "\\boxed{x}") == maths._key(read("x"))
+
+
+def test_a_vote_for_a_double_is_the_number_that_it_is_beside(qwen):
+    w, problem = world(qwen), MathProblem("Q", "7", "a")
+    for a, b in [("\\log_2 8", "3"), ("\\sin\\frac{\\pi}{6}", "1/2"), ("e^{i\\pi}", "-1"),
+                 ("\\sqrt{-4}", "2i"), ("\\frac{1}{\\sqrt2}", "\\frac{\\sqrt2}{2}")]:  # fmt: skip
+        assert w.answer(problem, f"\\boxed{{{a}}}") == w.answer(problem, f"\\boxed{{{b}}}")
+    assert w.answer(problem, "\\boxed{\\infty}") != w.answer(problem, "\\boxed{-\\infty}")
 
 
 def test_a_vote_does_not_depend_on_the_order_of_terms(qwen):
-    """A frozenset's order depends on the order in which its elements came."""
+    """Doubles do not add up to the same last digits in every order."""
     w, problem, rng = world(qwen), MathProblem("Q", "7", "a"), random.Random(0)
     terms = [f"\\sqrt{{{n}}}" for n in (2, 3, 5, 6, 7, 10, 11, 13, 14, 15)]
     sums = ["+".join(rng.sample(terms, len(terms))) for _ in range(20)]
-    assert len({str(normalize(a)) for a in sums}) > 1
+    assert len({str(read(a)) for a in sums}) > 1
     assert len({w.answer(problem, f"\\boxed{{{a}}}") for a in sums}) == 1
 
 
 def test_votes_are_the_same_in_every_process():
     """Python's hash of strings is seeded anew each time: a vote written to a file must not be."""
     code = (
-        "import verify; from tasks.maths import _key; print([_key(verify.normalize(a)) for a in"
+        "import verify; from tasks.maths import _key; print([_key(verify.read(a)) for a in"
         " ['\\\\sqrt{2}+\\\\sqrt{3}+x', 'x^2+y+z', '{a,b,c}', '(1,2)\\\\cup(3,\\\\infty)']])"
     )
     out = {
