@@ -643,15 +643,9 @@ def test_mistakes_are_one_line(tmp_path, line):
     make_run(tmp_path)
     log = tmp_path / "metrics.jsonl"
     whole = log.read_text()
-    for odd in (
-        b'{"step": 2, "ac',
-        b"",
-        b"\0",
-        whole.encode("utf-16"),
-        b'{"step": 2}',
-        b"[" * 10**4,
-    ):
-        log.write_bytes(whole.splitlines()[0].encode() + b"\n" + odd + b"\n" + whole.encode())
+    odd = b'{"step": 2, "ac', b"", b"\0", whole.encode("utf-16"), b'{"step": 2}', b"[" * 10**4
+    for bad in odd:  # half, blank, NUL, UTF-16, foreign, nested
+        log.write_bytes(whole.splitlines()[0].encode() + b"\n" + bad + b"\n")
         code, text = line(tmp_path, "--device", "cpu")
         assert code == 2 and "metrics.jsonl, line 2: " in text and text.endswith("start anew")
     log.write_text(whole)
