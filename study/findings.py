@@ -218,7 +218,9 @@ class Run:
 def states_of(folder: Path, step: int, model: Transformer) -> dict[int, Path | dict]:
     """Where the weights of a run's steps are: its snapshots, and a copy of those that `model` holds
     as those of `step`, unless a snapshot has them."""
-    found = {int(p.stem): p for p in (folder / "snapshots").glob("*.pt") if p.stem.isdecimal()}
+    kept = folder / "snapshots"
+    paths = kept.iterdir() if kept.exists() else ()  # glob would pass over a folder it may not read
+    found = {int(p.stem): p for p in paths if p.suffix == ".pt" and p.stem.isdecimal()}
     if step not in found:
         found[step] = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
     return found

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from infra.files import UserError, write_atomic
+from infra.files import UserError, command, write_atomic
 from study import figures as fig
 from study.figures import DARK, FIGURES, LEVELS, LIGHT, SIDES, esc, label, level, num, pct, rect
 
@@ -520,11 +520,12 @@ def nothing_in(d: Any, lists: str) -> str:
 def read(folder: Path) -> tuple[dict, dict[str, str]]:
     """RUN/data/*.json: the sections that can be drawn, and why the others cannot.  UserError where
     there are none, or one is damaged."""
-    if not any((folder / "data").glob("*.json")):
+    data = folder / "data"
+    if not (data.exists() and any(p.suffix == ".json" for p in data.iterdir())):
         raise UserError(f"{folder / 'data'} has no findings: python -m study {folder} makes them")
     found, missing = {}, {}
-    for key, (command, lists) in SECTIONS.items():
-        path, make = folder / "data" / f"{key}.json", command.replace("RUN", str(folder))
+    for key, (how, lists) in SECTIONS.items():
+        path, make = folder / "data" / f"{key}.json", how.replace("RUN", str(folder))
         try:
             d = json.loads(path.read_bytes(), parse_float=finite, parse_constant=finite)
             if isinstance(d, dict) and "missing" in d:
@@ -558,17 +559,16 @@ def write(folder: Path) -> Path:
     return folder / "report.html"
 
 
+def start(argv: list[str]) -> int:
+    if len(argv) != 1 or argv[0].startswith("-"):
+        raise UserError("usage: python -m study.report RUN")
+    print(write(Path(argv[0])))
+    return 0
+
+
 def main(argv: list[str]) -> int:
     """The command line: 0, or 2 after one line about a mistake."""
-    if len(argv) != 1 or argv[0].startswith("-"):
-        print("usage: python -m study.report RUN", file=sys.stderr)
-        return 2
-    try:
-        print(write(Path(argv[0])))
-    except UserError as e:
-        print(f"report: {e}", file=sys.stderr)
-        return 2
-    return 0
+    return command("-m study.report", start, argv)
 
 
 if __name__ == "__main__":
