@@ -11,10 +11,8 @@ again skips what is finished, its study included, and resumes, bit for bit, what
 
 It leaves OUT/data/comparison.json, OUT/comparison.md and a page, OUT/report.html, that tells the
 comparison and all else of the first arm's first run.  CPU-seconds are those of the training steps.
-
 """
 
-import json
 import math
 import os
 import re
@@ -190,8 +188,10 @@ def logged(run: Job) -> int:
 def progress(run: Job) -> str:
     """How far a run is, from the last whole line of its metrics."""
     n, path = logged(run), run.path("metrics.jsonl")
-    reward = json.loads(path.read_bytes().split(b"\n")[n - 1])["reward"] if n else math.nan
-    return f"{run.path().name} {n}/{run.config.steps} reward {reward:.2f}"
+    line = path.read_bytes().split(b"\n")[n - 1] if n else b""
+    reward = re.search(rb'"reward": (-?[0-9.]+)', line)
+    last = f" reward {float(reward[1]):.2f}" if reward else ""
+    return f"{run.path().name} {n}/{run.config.steps}{last}"
 
 
 # ---------------------------------------------------------------------- the numbers
@@ -224,8 +224,7 @@ def compare(runs: list[Job]) -> dict:
     arm "all" where there is one."""
     arms, found = [], {}
     for run in runs:
-        summary = json.loads(run.path("summary.json").read_text())
-        found.setdefault(run.arm, []).append((run, summary))
+        found.setdefault(run.arm, []).append((run, files.read_json(run.path("summary.json"))))
     accuracy = {text: [s["test_accuracy"] for _, s in mine] for text, mine in found.items()}
     sd, df = pooled(list(accuracy.values()))
     for text, mine in found.items():
