@@ -251,7 +251,7 @@ def update(
     sums = tally(c, entropy, kinds, number, N, mask)
     found = [tau for tau in taus if tau < math.inf]  # of pools with any token
     sums.update(loss=loss, clipped=clipped, tau=sum(found), pools=len(found), updates=1)
-    sums.update(max_dlogp=max(ranks.gather(max(dlogp, default=0.0))) / ranks.dp, N=N / ranks.dp)
+    sums.update(max_dlogp=max(ranks.gather(max(dlogp, default=0.0))) / ranks.dp, N=N)
     return sums
 
 
@@ -328,8 +328,6 @@ def collect(
         rounds.append(samples)
         found = torch.cat((found, correct))  # (P * G,)
     samples = Rollout.join(rounds)
-    if state.base:
-        samples.entropy = asking.rescore(state.base, samples, c.temperature)
     lengths, ended = samples.lengths(), samples.finished.float()
     rewards = found + overlong_penalty(lengths, c.max_new, c.overlong)
     advantages = group_advantages(rewards, G)
@@ -344,7 +342,9 @@ def step(state: State, world: World, problems: list, c: Config) -> dict:
     """One rollout and its optimizer updates; returns the line of metrics."""
     clock, cpu = time.perf_counter(), time.process_time()
     samples, advantages, groups, metrics = collect(state, world, problems, c)
-    sampled, sums = time.perf_counter(), Counter()
+    sampled, sums, ranked = time.perf_counter(), Counter(), samples
+    if state.base:
+        ranked = replace(samples, entropy=asking.rescore(state.base, samples, c.temperature))
     if c.rho_end:
         half = min(1.0, 2 * state.step / c.steps)
         c = replace(c, rho=c.rho + half * (c.rho_end - c.rho))
@@ -353,7 +353,7 @@ def step(state: State, world: World, problems: list, c: Config) -> dict:
         mine = groups[u * len(groups) // n : (u + 1) * len(groups) // n]
         which = [g * c.group + i for g in mine for i in range(c.group)]
         lots = seed_of(c.seed, "lots", state.n_updates)
-        one = update(state.policy, samples, advantages, which, c, lots, first=u == 0)
+        one = update(state.policy, ranked, advantages, which, c, lots, first=u == 0)
         one["grad_norm"] = norm = parallel.clip_gradients(state.model, c.grad_clip)
         if not math.isfinite(one["loss"] + norm):
             where = f"step {state.step + 1}, update {u + 1}: loss {one['loss']}, gradient {norm}"

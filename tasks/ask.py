@@ -75,7 +75,8 @@ def ask(
     if not (samples.logprobs.isfinite().all() and samples.entropy.isfinite().all()):
         raise UserError("the model's probabilities are not finite: damaged weights, or a high --lr")
     if world.kinds:
-        samples.kinds = torch.tensor(world.kinds(samples.tokens.tolist()))[samples.response]
+        kinds = torch.tensor(world.kinds(samples.tokens.tolist()), dtype=torch.long)
+        samples.kinds = kinds[samples.response]  # of a rank without problems, none
     texts, rewards = [], []
     for i, ids in enumerate(samples.responses()):
         problem = mine[i // k]

@@ -28,6 +28,7 @@ checked, whether it is true, and `kinds(ids)` -> an index into KINDS for every t
 where no grammar tells.
 """
 
+import ast
 import math
 import random
 import re
@@ -36,6 +37,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, cached_property, reduce
 from itertools import combinations, combinations_with_replacement
+from operator import add, mul, sub, truediv
 
 from infra.files import UserError
 from tasks.tokenizer import Tokenizer, word_tokenizer
@@ -60,6 +62,7 @@ FILLER = [
 SLOTS = "try left no yes".split()  # words that a phrase stands before: one in 6 tokens
 # characters and parentheses of an answer that is read: far more than 8 numbers need
 MAX_ANSWER, MAX_DEPTH = 400, 30
+OPERATORS = {ast.Add: add, ast.Sub: sub, ast.Mult: mul, ast.Div: truediv}
 
 
 @dataclass(frozen=True, order=True)
@@ -337,37 +340,19 @@ def value_of(text: str) -> tuple[Fraction, list[int]] | None:
         return None
     if re.fullmatch(r"(?:[0-9]{1,6}(?![0-9])|[-+*/() ])*", text) is None:
         return None
-    tokens = re.findall(r"[0-9]+|[-+*/()]", text)[::-1]  # a stack: its end is the next token
     used = []
 
-    def operand() -> Fraction:
-        token = tokens.pop()
-        if token == "(":
-            value = total()
-            if tokens.pop() != ")":
-                raise ValueError
-            return value
-        used.append(int(token))
-        return Fraction(used[-1])
+    def value(node: ast.AST) -> Fraction:
+        if isinstance(node, ast.Constant):
+            used.append(node.value)
+            return Fraction(node.value)
+        return OPERATORS[type(node.op)](value(node.left), value(node.right))
 
-    def product() -> Fraction:
-        value = operand()
-        while tokens and tokens[-1] in "*/":
-            value = value * operand() if tokens.pop() == "*" else value / operand()
-        return value
-
-    def total() -> Fraction:
-        value = product()
-        while tokens and tokens[-1] in "+-":
-            value = value + product() if tokens.pop() == "+" else value - product()
-        return value
-
-    try:
-        value = total()
-    # not a number where one must stand; the text ends early; x / 0
-    except (ValueError, IndexError, ZeroDivisionError):
+    try:  # no sign, no power, no call: they have no operator here, or no two sides
+        plain = re.sub(r"\b0+(?=[0-9])", "", text.strip())  # Python reads no 07
+        return value(ast.parse(plain, mode="eval").body), sorted(used)
+    except (SyntaxError, AttributeError, KeyError, ZeroDivisionError):
         return None
-    return None if tokens else (value, sorted(used))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 pytest --shuffle 7        # files and their tests in a random order: none needs another
 TEST_THREADS=2 pytest     # torch's threads; all holds with any number
+pytest -m slow            # what is left out: more layouts, faults and sizes of what else is tested
 """
 
 import random
@@ -27,6 +28,7 @@ def pytest_addoption(parser) -> None:
 
 def pytest_configure(config) -> None:
     config.addinivalue_line("markers", "cuda: needs an NVIDIA GPU")
+    config.addinivalue_line("markers", "slow: left out unless `pytest -m slow` asks for it")
 
 
 def pytest_collection_modifyitems(config, items: list) -> None:

@@ -161,7 +161,7 @@ def test_the_lock_lasts_as_long_as_any_child(tmp_path, monkeypatch):
     (tmp_path / "sleep.py").write_text("import time; time.sleep(60)")
     with open(tmp_path / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        child = arms.start(Job("top", Config(out=str(tmp_path / "x")), ()), lock.fileno())
+        child = arms.start(Job("top", Config(out=str(tmp_path / "x")), (), 1), lock.fileno())
     with pytest.raises(files.UserError, match="another process is at work"):
         arms.work(planned("--arms=all")[2], 1, tmp_path, lambda: False)
     child.kill()
@@ -190,9 +190,8 @@ def test_arms_become_command_lines():
     assert len(planned("--arms", "top")[2]) == 3
     two = [r.config for r in planned(*"--arms top --bases 2 --seeds 2 --base-seed 4".split())[2]]
     assert [(c.base_seed, c.seed) for c in two] == [(4, 0), (4, 1), (5, 0), (5, 1)]
-    assert {c.out for c in two} == {
-        f"runs/arms-top/top-base{b}-seed{s}" for b in (4, 5) for s in (0, 1)
-    }
+    names = [f"top-base{b}-seed{s}" for b in (4, 5) for s in (0, 1)]
+    assert [c.out for c in two] == [f"runs/arms-top/{name}" for name in names]
     assert planned("--arms", "top", "--threads", "999")[1] == 1
 
 

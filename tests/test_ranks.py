@@ -8,16 +8,17 @@ import os
 import re
 import subprocess
 import sys
-import time
 from dataclasses import replace
-from itertools import product
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from common import PATIENCE  # noqa: E402
 
 import fork_gpt  # noqa: E402
 import parallel  # noqa: E402
@@ -28,16 +29,18 @@ from rollout import Rollout, Sampling, generate  # noqa: E402
 from tasks.pretrain import make_optimizer  # noqa: E402
 
 SHAPE = Shape(32, 2, 4, 2, 8, 48, vocab_size=64)
-KINDS = product((1, 2, 4), (True, False))
+# KV heads and whether the head is the embedding; the first three meet every case of `placed`
+KINDS = [(1, True), (2, False), (4, True), (1, False), (2, True), (4, False)]
 SHAPES = [replace(SHAPE, n_kv_head=k, tie_embeddings=tied) for k, tied in KINDS]
 BASE = Config(lr=1e-2, microbatch=60, rho=0.3)
 CASES = {keep: replace(BASE, keep=keep) for keep in ("bottom", "random", "all")}
 CASES["divided by all"] = replace(BASE, normalize="all", dual_clip=2.0)
 CASES["nothing kept on some rank"] = replace(BASE, rho=0.01)
 CASES["pool of a micro-batch"] = replace(BASE, pool="microbatch")
-JOBS = [("top", shape, BASE, range(11)) for shape in SHAPES]
+JOBS = [("top", shape, BASE, range(11)) for shape in SHAPES[:3]]
 JOBS += [(name, SHAPE, c, range(11)) for name, c in CASES.items()]
 JOBS += [("one response: all ranks but one have none", SHAPE, BASE, [10])]
+SLOW = [("top", shape, BASE, range(11)) for shape in SHAPES[3:]]
 
 # ---------------------------------------------------------------------- in every process
 
@@ -54,8 +57,10 @@ def tally(c, h, kinds, number, N, mask):
     return TALLY(c, h, kinds, number, N, mask)
 
 
-def samples_of(model: Transformer, n: int = 10) -> tuple[Rollout, torch.Tensor]:
+@cache
+def samples_of(shape: Shape, n: int = 10) -> tuple[Rollout, torch.Tensor]:
     """Answers of very different lengths, the last with a third of all tokens; advantages."""
+    model = init(shape)
     out = generate(model, [[1, 2, 3], [4, 5]] * (n // 2), 1, 12, 0, seed=3)
     long = generate(model, [[7, 8]], 1, 60, None, seed=3)
     return Rollout.join([out, long]), torch.linspace(-1.3, 1.7, n + 1, dtype=torch.float64)
@@ -105,14 +110,14 @@ def compare(found: dict, expected: dict) -> list[str]:
     return wrong + [k for k in tensors if not differs(found[k], expected[k]) < 1e-9]
 
 
-def check_steps(ranks: parallel.Ranks, expected: list[dict]) -> list[str]:
-    """Every job of JOBS, cut up, against itself alone."""
+def check_steps(ranks: parallel.Ranks, jobs: list[tuple], expected: list[dict]) -> list[str]:
+    """Every job, cut up, against itself alone."""
     wrong = []
-    for (name, shape, c, which), alone in zip(JOBS, expected, strict=True):
+    for (name, shape, c, which), alone in zip(jobs, expected, strict=True):
         if c.pool == "microbatch" and ranks.dp > 1:
             continue  # its pools are cut as memory is: another layout has others
         whole = init(shape)
-        samples, advantages = samples_of(whole)
+        samples, advantages = samples_of(shape)
         model = parallel.place_weights(whole, torch.float64)
         found = three_steps(model, samples, advantages, which, c)
         wrong += [f"{name}, {shape}: {k}" for k in compare(found, alone)]
@@ -151,7 +156,7 @@ def tokens_of(ranks: parallel.Ranks) -> list[str]:
 def check_checkpoints(ranks: parallel.Ranks, folder: Path, last: str, name: str) -> list[str]:
     """Go on from the checkpoint of another layout, exactly; one step; leave one of this layout."""
     whole = init(SHAPE)
-    samples, advantages = samples_of(whole)
+    samples, advantages = samples_of(SHAPE)
     torch.nn.init.zeros_(next(whole.parameters()))  # the checkpoint says what it is
     model = parallel.place_weights(whole, torch.float64) if ranks.mesh else whole
     optimizer = make_optimizer(parallel.masters(model), 1e-2, 0.1, 0.999)
@@ -181,14 +186,14 @@ def check_checkpoints(ranks: parallel.Ranks, folder: Path, last: str, name: str)
     return wrong
 
 
-def work(tps: list[int], out: Path) -> None:
+def work(tps: list[int], out: Path, jobs: list[tuple]) -> None:
     """One process: everything alone, then in each layout, which go on from each other."""
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     fork_gpt.tally = tally
     expected = []
-    for _, shape, c, which in JOBS:
-        samples, advantages = samples_of(init(shape))
+    for _, shape, c, which in jobs:
+        samples, advantages = samples_of(shape)
         expected.append(three_steps(init(shape), samples, advantages, which, c))
     hows = Sampling(0.0), Sampling()
     model = init(SHAPE, torch.float32)
@@ -204,7 +209,9 @@ def work(tps: list[int], out: Path) -> None:
         for tp in tps:
             parallel.HERE = ranks = parallel.arranged(tp, device)
             ranks.wait()
-            found = check_steps(ranks, expected) + check_sampler(ranks, alone) + tokens_of(ranks)
+            found = (
+                check_steps(ranks, jobs, expected) + check_sampler(ranks, alone) + tokens_of(ranks)
+            )
             name = f"dp{ranks.dp}tp{ranks.tp}"
             found += check_checkpoints(ranks, out, last, name)
             wrong += [f"{name}: {x}" for x in found]
@@ -216,7 +223,8 @@ def work(tps: list[int], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    work([int(tp) for tp in sys.argv[1].split(",")], Path(sys.argv[2]))
+    more = SLOW if sys.argv[3] == "slow" else []
+    work([int(tp) for tp in sys.argv[1].split(",")], Path(sys.argv[2]), JOBS + more)
 
 # ---------------------------------------------------------------------- the tests
 
@@ -230,12 +238,18 @@ def torchrun(n: int, *argv: object, cwd: Path, **more) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=cwd, env=env, **pipes | more)
 
 
-@pytest.mark.parametrize("n, tps", [(2, "1,2"), (4, "1,2,4")])
-def test_every_layout_equals_one_process(n, tps, tmp_path):
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize("n, tps, jobs", [
+    (4, "2", "some"),  # dp 2 x tp 2: both ways of cutting at once
+    pytest.param(2, "1,2", "slow", marks=slow), pytest.param(4, "1,2,4", "slow", marks=slow),
+])  # fmt: skip
+def test_every_layout_equals_one_process(n, tps, jobs, tmp_path):
     """fp64, tied and untied, 1, 2 and 4 KV heads: the same mask; loss, norm, gradient and three
     steps' parameters to 1e-9; the same samples; checkpoints that any layout continues."""
-    p = torchrun(n, __file__, tps, tmp_path, cwd=tmp_path)
-    out = p.communicate(timeout=600)[0]
+    p = torchrun(n, __file__, tps, tmp_path, jobs, cwd=tmp_path)
+    out = p.communicate(timeout=PATIENCE)[0]
     assert p.returncode == 0, out
     for rank in range(n):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == [], rank
@@ -278,7 +292,7 @@ def whole(tmp_path_factory) -> Path:
     """A run of two processes that nothing disturbed."""
     folder = tmp_path_factory.mktemp("whole")
     p = torchrun(2, ROOT / "fork_gpt.py", *SMALL.split(), "--out", "runs/x", cwd=folder)
-    out = p.communicate(timeout=300)[0]
+    out = p.communicate(timeout=PATIENCE)[0]
     assert p.returncode == 0, out
     assert out.count("base model, test split") == 1, "one voice"
     return folder
@@ -287,12 +301,12 @@ def whole(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     "kind, rank, says",
     [
-        ("KILL", 0, "rank 0: gave no sign of life"),
         ("KILL", 1, "rank 1: gave no sign of life"),
-        ("bug", 1, "rank 1: RuntimeError: a bug here"),
-        ("nan", 1, "are not finite|: not finite"),
-        ("disk", 0, "rank 0: cannot write .*No space left on device; what was there is untouched"),
-        ("TERM", 1, "stopped; to continue: torchrun --nproc-per-node 2"),
+        pytest.param("KILL", 0, "rank 0: gave no sign of life", marks=slow),
+        pytest.param("bug", 1, "rank 1: RuntimeError: a bug here", marks=slow),
+        pytest.param("nan", 1, "are not finite|: not finite", marks=slow),
+        pytest.param("disk", 0, "rank 0: cannot write .*No space .*; what was there", marks=slow),
+        pytest.param("TERM", 1, "stopped; to continue: torchrun --nproc-per-node 2", marks=slow),
     ],
 )
 def test_what_ends_one_ends_all(kind, rank, says, whole, tmp_path):
@@ -303,14 +317,13 @@ def test_what_ends_one_ends_all(kind, rank, says, whole, tmp_path):
     for base in (whole / "runs").glob("base-*"):
         (tmp_path / "runs" / base.name).symlink_to(base)
     flags = [*SMALL.split(), "--out", "runs/x"]
-    start = time.monotonic()
     p = torchrun(2, "faults.py", kind, rank, 3, *flags, cwd=tmp_path)
-    out = p.communicate(timeout=120)[0]
-    assert p.returncode != 0 and time.monotonic() - start < 60, out
+    out = p.communicate(timeout=PATIENCE)[0]  # a collective would wait for hours
+    assert p.returncode != 0, out
     lines = [x for x in out.splitlines() if x.startswith("fork_gpt: ") or "stopped; to" in x]
     assert len(lines) == 1 and re.search(says, lines[0]), out
     if (kind, rank) in (("KILL", 1), ("TERM", 1)):
         p = torchrun(2, ROOT / "fork_gpt.py", *flags, cwd=tmp_path)
-        assert p.wait(timeout=300) == 0
+        assert p.wait(timeout=PATIENCE) == 0
         a, b = (torch.load(f / "runs/x/model.pt")["weights"] for f in (whole, tmp_path))
         assert all(torch.equal(a[k], b[k]) for k in a)

@@ -12,7 +12,7 @@ import torch
 import transformers
 from common import PATIENCE, ROOT, config, peer_config, rounding
 from test_qwen_tokenizer import train
-from test_run import checkpoint, metrics, same
+from test_run import metrics, same, saved
 from torch.testing import assert_close
 
 import fork_gpt
@@ -163,4 +163,4 @@ def test_bf16_trains_with_fp32_masters_and_says_how_far_the_sampler_is(here):
     # logits are below 20 here, and bf16 has 8 bits: see test_precision.py
     assert all(line["max_dlogp"] < 2 * 20 * 20**0.5 * 2**-8 for line in metrics(here / "runs/h"))
     assert json.loads(Path("runs/h/model/config.json").read_text())["dtype"] == "bfloat16"
-    assert checkpoint(here / "runs/h")["weight model.norm.weight"].dtype == torch.float32
+    assert saved(here / "runs/h")["weight model.norm.weight"].dtype == torch.float32

@@ -553,11 +553,18 @@ def test_a_rollout_is_cut_and_joined_as_its_samples_are(model):
     responses = [[t for t, r in zip(x["tokens"], x["response"], strict=True) if r] for x in plain]
     assert samples.responses() == responses
     assert samples.lengths().tolist() == [len(ids) for ids in responses]
-    for which in ([0], [11, 3, 3, 0], list(range(11, -1, -1)), []):
+    for which in ([0], [11, 3, 3, 0], list(range(11, -1, -1))):
         part = samples.sequences(which)
         assert slow(part) == [plain[i] for i in which]
         assert part.cu_seqlens.dtype == torch.int32
         assert part.lengths().tolist() == [len(responses[i]) for i in which]
+    none = samples.sequences([])  # a token that nobody sampled, for a rank that keeps step
+    assert (len(none.tokens), none.cu_seqlens.tolist(), none.response.tolist()) == (
+        1,
+        [0, 1],
+        [False],
+    )
+    assert len(none.logprobs) == len(none.entropy) == len(none.kinds) == len(none.finished) == 0
     a, b = samples.sequences([5, 1]), generate(model, [[1, 2]], 1, 1, EOS)
     joined = Rollout.join([a, b, samples])
     assert slow(joined) == slow(a) + slow(b) + plain

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -129,38 +130,57 @@ def test_what_was_measured_of_which_model_on_which_split(whole):
     )
 
 
-# `fork_gpt.py` that dies in the update that its first argument counts to
-DIE = f"""
-import os, signal, sys
-sys.path.insert(0, {str(ROOT)!r})
-import fork_gpt
-at, whole = int(sys.argv.pop(1)), fork_gpt.update
-def update(*args, **kw):
-    global at
-    out, at = whole(*args, **kw), at - 1
-    if not at: os.kill(os.getpid(), signal.SIGKILL)
-    return out
-fork_gpt.update = update
+class Death(BaseException):
+    """What nobody catches."""
+
+
+def dying(calls: int, whole, death):
+    """`whole`, after `calls` of which `death()` comes."""
+    left = calls
+
+    def call(*args, **kw):
+        nonlocal left
+        left -= 1
+        return death() if left == 0 else whole(*args, **kw)
+
+    return call
+
+
+def die() -> None:
+    raise Death
+
+
+# `fork_gpt.py` that is killed in the update that its first argument counts to
+KILLED = f"""
+import os, sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+import fork_gpt, test_run
+at = int(sys.argv.pop(1))
+fork_gpt.update = test_run.dying(at, fork_gpt.update, lambda: os.kill(os.getpid(), 9))
 sys.exit(fork_gpt.main(sys.argv[1:]))
 """
 
 
-def test_killed_between_checkpoints_it_resumes_bit_for_bit(whole, tmp_path):
+def test_killed_between_checkpoints_it_resumes_bit_for_bit(whole, tmp_path, monkeypatch):
     """Repeated or skipped batches after a resume are the field's commonest silent defect.  Of four
     updates a step and a checkpoint every second step, it dies with lines in the log that no
-    checkpoint has, before the first line after a resume, and half a line is there as well."""
+    checkpoint has, before the first line after a resume, and half a line is there as well.  Once
+    killed by the system, then in this process."""
     (tmp_path / "runs").symlink_to(whole / "runs")  # the cached base
-    out, logged = tmp_path / "y", []
+    monkeypatch.chdir(tmp_path)
+    out, logged, update = tmp_path / "y", [], fork_gpt.update
     flags = [*SMALL, "--steps", "7", "--snapshot-every", "3", "--out", str(out)]
-    for at in (14, 7, 3, 999):
-        line = [sys.executable, "-c", DIE, str(at), *flags]
-        done = subprocess.run(line, cwd=tmp_path, capture_output=True, timeout=PATIENCE)
-        assert done.returncode in (-signal.SIGKILL, 0), done.stderr.decode()
+    line = [sys.executable, "-c", KILLED, "14", *flags]
+    done = subprocess.run(line, capture_output=True, timeout=PATIENCE)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    for at in (7, 3, 999, 0):
         kept = [int(p.name) for p in checkpoint.found(out / "checkpoints")]
         logged.append((len(metrics(out)), kept[-1:]))
-        with open(out / "metrics.jsonl", "a") as f:
-            f.write('{"step": 99, "rew' if done.returncode else "")
-        flags = ["--resume", str(out)]
+        if at:
+            (out / "metrics.jsonl").open("a").write('{"step": 99, "rew' * (logged[-1][0] < 7))
+            monkeypatch.setattr(fork_gpt, "update", dying(at, update, die))
+            with pytest.raises(Death) if at < 999 else nullcontext():
+                fork_gpt.run(config("--resume", str(out)), lambda: False)
     assert logged == [(3, [2]), (3, [2]), (2, [2]), (7, [7])], "a weak test"
     same(whole / "runs/x", out)
 
@@ -172,25 +192,14 @@ def test_killed_at_any_write_it_resumes_bit_for_bit(whole, tmp_path, monkeypatch
     """Death at a write, time after time: in checkpoints, snapshots, the log, the model, summary and
     page.  In this process: what dies raises what nobody catches."""
 
-    class Death(BaseException):
-        pass
-
     (tmp_path / "runs").symlink_to(whole / "runs")
     monkeypatch.chdir(tmp_path)
     flags, real, deaths = [*SMALL, "--steps", "7", "--snapshot-every", "3"], getattr(os, broken), 0
     flags += ["--out", "y"]
 
-    def die(*args, **kw):
-        nonlocal left
-        left -= 1
-        if left == 0:
-            raise Death
-        return real(*args, **kw)
-
     for n in (*at, 10**9):
-        left = n
         with monkeypatch.context() as m:
-            m.setattr(os, broken, die)
+            m.setattr(os, broken, dying(n, real, die))
             try:
                 fork_gpt.run(config(*flags), lambda: False)
             except Death:
@@ -259,9 +268,11 @@ def test_which_steps_are_measured_kept_and_saved(monkeypatch, tmp_path):
         done.clear()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_says_how_to_resume(whole, tmp_path, number):
-    """The second Ctrl-C, in the middle of a step, stops at once and saves nothing more."""
+    """In the middle of a run, by the signal itself; both have one handler: see below."""
     (tmp_path / "runs").symlink_to(whole / "runs")
     out = tmp_path / "y"
     flags = [*SMALL, "--steps", "500", "--save-every", "400", "--out", str(out)]

@@ -271,9 +271,6 @@ def slow_step(memory: Memory, world: Sums, problems: list, c: Config) -> tuple[d
     )
     found = []
     for s in samples[:16]:
-        if c.entropy == "base":  # noted instead of the policy's
-            logp = log_softmax(memory.base, s.prompt + s.ids, c.temperature)[len(s.prompt) - 1 :]
-            s.h = [entropy(row) for row in logp[:-1]]
         new = log_softmax(model, s.prompt + s.ids, c.temperature).detach()[len(s.prompt) - 1 :]
         gaps = [new[t, i].item() - s.old[t] for t, i in enumerate(s.ids)]
         kl = [math.exp(gap) - 1 - gap for gap in gaps]
@@ -348,3 +345,20 @@ def test_a_step_is_the_slow_step(case, fp64, monkeypatch):
         assert all(line.pop(name) >= 0 for name in TIMING)
         assert line == pytest.approx(want, rel=1e-6, abs=1e-9)
         assert (state.n_updates, state.position) == (memory.n_updates, memory.position)
+
+
+def test_the_clocks_columns(monkeypatch):
+    """Tokens per second of the rollout and of the updates, each over its own time."""
+    c, ticks = replace(BASE, updates=2), iter((100.0, 110.0, 130.0))
+    model = random_model(Shape(16, 1, 2, 1, 8, 24, 12, rope_theta=1e4))
+    state, cpu, N = fork_gpt.begin(model, PROBLEMS, c, Clock()), iter((5.0, 12.0)), []
+    clock = SimpleNamespace(perf_counter=lambda: next(ticks), process_time=lambda: next(cpu))
+    update = fork_gpt.update
+    monkeypatch.setattr(fork_gpt, "time", clock)
+    monkeypatch.setattr(
+        fork_gpt, "update", lambda *a, **k: (out := update(*a, **k), N.append(out["tokens"]))[0]
+    )
+    line = fork_gpt.step(state, Sums(), PROBLEMS, c)
+    assert (line["seconds"], line["cpu_seconds"]) == (30, 7)
+    assert line["rollout_tok_s"] == line["sampled_tokens"] / 10
+    assert line["update_tok_s"] == sum(N) / 20 > 0

@@ -162,7 +162,7 @@ def test_a_run_goes_on_with_its_own_problems_only(here, capsys, monkeypatch):
     add(dict(problem="1 + 1 = ?", answer=2))
     capsys.readouterr()
     assert fork_gpt.main(["--resume", "run"]) == 2
-    assert "checkpoints/000002 was trained on other problems" in capsys.readouterr().err
+    assert "000002 does not belong to this configuration: see problems" in capsys.readouterr().err
 
 
 def test_a_full_gpu_is_one_line(monkeypatch, capsys):
