@@ -153,8 +153,13 @@ def stroke(points: Sequence[tuple[float, float]], style: str) -> str:
     return f'<path class="{style}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in points)}"/>'
 
 
-def mark(x: float, y: float, style: str) -> str:
-    return f'<circle class="mark {style}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>'
+def say(words: str) -> str:
+    """What the page says of an element under the pointer, a finger or the arrow keys."""
+    return f'data-say="{esc(words)}"'
+
+
+def mark(x: float, y: float, style: str, words: str) -> str:
+    return f'<circle class="mark {style}" cx="{x:.1f}" cy="{y:.1f}" r="4.5" {say(words)}/>'
 
 
 def stack(*parts: Drawing) -> Drawing:
@@ -199,8 +204,8 @@ def curves(
     series: Sequence[dict], w: int, h: int, y: tuple, yticks: Ticks, words: tuple, x: Ticks = ()
 ) -> Drawing:
     """Lines named at their right ends: dict(name, style, x, y) and optionally `runs`, thin lines of
-    the same x, and `low` and `high`, upright lines.  `dotted`: points are marked.  `x`: ticks, if
-    not round numbers."""
+    the same x, and `low` and `high`, upright lines.  `dotted`: points are marked, and named by
+    `at` or their x.  `x`: ticks, if not round numbers."""
     xs = [v for s in series for v in s["x"]]
     ends, right = (min(xs), max(xs)), 14 + max(8 * len(s["name"]) for s in series)
     px, py, out = axes(w, h, ends, y, x or plain(ticks(*ends, 4)), yticks, words, right)
@@ -214,17 +219,19 @@ def curves(
         points = [*zip(xs, map(py, s["y"]), strict=True)]
         out += stroke(points, f"line {style}")
         dotted = s.get("dotted") or len(points) == 1
-        out += "".join(mark(*p, style) for p in points if dotted)
+        places = s.get("at") or [f"{v:g}" for v in s["x"]]
+        said = [f"{s['name']}: {num(v)} at {x}" for v, x in zip(s["y"], places, strict=True)]
+        out += "".join(mark(*p, style, x) for p, x in zip(points, said, strict=True) if dotted)
         out += label(points[-1][0] + 10, height + 4, s["name"], f"name {style}")
     return out, h
 
 
 def bars(items: Sequence[tuple], px: Callable, py: Callable, zero: float = 0.0) -> str:
-    """Upright bars (left, right, value, shade) in data units, from `zero`."""
+    """Upright bars (left, right, value, shade, words) in data units, from `zero`."""
     out = []
-    for a, b, v, shade in items:
+    for a, b, v, shade, words in items:
         wide, top, foot = max(px(b) - px(a) - 1, 0.5), py(max(v, zero)), py(min(v, zero))
-        out.append(rect(px(a) + 0.5, top, wide, foot - top, f"bar e{shade}"))
+        out.append(rect(px(a) + 0.5, top, wide, foot - top, f"bar e{shade}", say(words)))
     return "".join(out)
 
 
@@ -234,7 +241,10 @@ def by_decile(rows: Sequence[dict], key: str, w: int, h: int, words: tuple) -> D
     y, top = (min(ends) * 1.05, max(ends) * 1.05), max(r["entropy"] for r in rows)
     xticks = [(r["decile"] - 0.5, str(r["decile"])) for r in rows]
     px, py, out = axes(w, h, (0, 10), y, xticks, plain(ticks(*y, 4)), words)
-    items = [(r["decile"] - 1, r["decile"], r[key], level(r["entropy"], top)) for r in rows]
+    items = []
+    for r in rows:
+        words = f"decile {r['decile']}: {num(r[key])}"
+        items.append((r["decile"] - 1, r["decile"], r[key], level(r["entropy"], top), words))
     out += bars(items, px, py)
     for r, (x, _) in zip(rows, xticks, strict=True):
         ends = [(px(x), py(r[k])) for k in ("low", "high") if k in r]
@@ -267,7 +277,8 @@ def dots(
             out.append(label(w - 12, y - 12, r.get("note", ""), "tick", "end"))
         whiskers = [p for p in points if len(p) == 4 and None not in p]
         out += [stroke([(px(v), y) for v in p[2:]], f"whisker {p[0]}") for p in whiskers]
-        out += [mark(px(p[1]), y, p[0]) for p in points]
+        tell = pct if form is whole else num
+        out += [mark(px(p[1]), y, p[0], f"{r['name']}: {tell(p[1])}") for p in points]
     return "".join(out), h
 
 
@@ -366,7 +377,10 @@ def histogram(d: dict, w: int) -> Figure:
     words = ("entropy, nats", "tokens, log scale", "bars: base, line: after RLVR")
     px, py, out = axes(w, 320, ends, (floor, top), plain(ticks(*ends)), yticks, words)
     p99, counted = d["base"]["p99"], zip(pairwise(base["edges"]), base["counts"], strict=True)
-    items = [(a, b, math.log10(n), level((a + b) / 2, p99)) for (a, b), n in counted if n]
+    items = []
+    for (a, b), n in counted:
+        words = f"{num(a)} to {num(b)} nats: {n:,} tokens"
+        items += [(a, b, math.log10(n), level((a + b) / 2, p99), words)] if n else []
     heights = [py(math.log10(n) if n else floor) for n in final["counts"]]
     steps = zip(pairwise(final["edges"]), heights, strict=True)
     out += bars(items, px, py, floor)
@@ -519,6 +533,7 @@ def temperatures(d: dict, w: int) -> Figure:
             line = {k: [r[k] for r in x[name]] for k in ("accuracy", "low", "high")}
             xs = [grid.index(r["t"]) + aside for r in x[name]]
             line |= dict(name=f"{name} at T", style=style, x=xs, y=line["accuracy"], dotted=True)
+            line |= dict(at=[f"T = {r['t']:g}" for r in x[name]])
             series.append(line)
         kind = f"{num(x['threshold'])} nats ({x['threshold_kind']})"
         words = "temperature T, the other kind at 1", f"accuracy; forks from {kind}"
@@ -571,7 +586,10 @@ def changes(d: dict, w: int) -> Figure:
     words = (what, "change of mean entropy, nats")
     px, py, out = axes(w, 280, (0, n), y, xticks, plain(ticks(*y)), words)
     top = max(r["base"] for r in rows)
-    items = [(i, i + 1, r["change"], level(r["base"], top)) for i, r in enumerate(rows)]
+    items = []
+    for i, r in enumerate(rows):
+        words = f"{num(r['base'])} nats: {signed(r['change'])}"
+        items.append((i, i + 1, r["change"], level(r["base"], top), words))
     out += bars(items, px, py) + stroke([(px(0), py(0)), (px(n), py(0))], "zero")
     share, change = top_fifth(rows)
     said = (

@@ -448,12 +448,13 @@ def page(found: dict, missing: dict[str, str]) -> tuple[str, dict[str, str]]:
     """page.html with its slots filled, and the figures as files, name -> SVG."""
     template, judged = PAGE.read_text(), {name: judge(name, found) for name in CLAIMS}
     style = re.search(r'<style id="figures">(.*?)</style>', template, re.DOTALL)[1]
-    style += "".join(f"rect.e{i}{{fill:var(--e{i})}}" for i in range(LEVELS))
+    rects = "".join(f"rect.e{i}{{fill:var(--e{i})}}" for i in range(LEVELS))
+    style += rects
     light, dark = (
         f":root{{{''.join(f'--{k}:{v};' for k, v in fig.variables(colours).items())}}}"
         for colours in (LIGHT, DARK)
     )
-    shades = style[style.index("rect.e0") :] + "".join(
+    shades = rects + "".join(
         f".by-{by} .{k}{i},.legend .{k}{i}{{background:var(--{k}{i})}}"
         for k, by in RAMPS.items()
         for i in range(LEVELS)

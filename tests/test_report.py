@@ -781,6 +781,12 @@ def test_hover_tap_and_keyboard_show_the_alternatives(chromium, run, data):
     assert page.evaluate("document.activeElement.classList.contains('kept')")
     page.keyboard.press("Escape")
     assert not page.locator("#tip").is_visible()
+    page.locator("#during svg.wide").first.focus()  # a chart's points speak, too
+    for key, step in (("ArrowRight", 0), ("ArrowRight", 10), ("ArrowLeft", 0)):
+        page.keyboard.press(key)
+        share = data["during"]["overlap_base"][step // 10]
+        words = f"with base: {figures.num(share)} at {step}"
+        assert page.inner_text("#tip") == words
     tokens.nth(8).click()
     assert f"entropy {trace[8]['h']:.3f} nats" in page.inner_text("#tip") and said == []
     page.close()
