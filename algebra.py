@@ -253,7 +253,7 @@ WRAPPED = r"\\(?:text[a-z]*|mbox|math(?:rm|bf|it)|operatorname|boldsymbol) ?\{([
 DOMAIN = r"""(?x)(?:,|\\forall|\bfor(?:\ all|\ any|\ every)?)(?:\\[ ,;]|[\s~]){0,9}
     [a-z]\ ?(?:\\in|∈)\ ?(?:\\mathbb\ ?\{?[ZN]|[ℤℕ])[^,]*$"""
 MATRIX = r"(?s)\\begin ?\{(?:array\} ?\{[lcr|]*|(?:[pbB]?|small)matrix)\}(.*?)\\end ?\{\w+\}"
-MIXED = r"(?<![\d.^_/*)}\]])(\d+) ?\\[dtc]?frac ?\{(\d+)\} ?\{(\d+)\}"
+MIXED = r"(?<![\d.^_/*)}\]])(\d+) ?\\[dtc]?frac ?\{(\d+)\} ?\{(\d+)\}"  # 1\frac12 is 3/2
 CLOCK = r"(?i)(\d{1,2}):(\d\d)(?: |~|\\,){0,3}([ap])\.?m\b\.?"
 REWRITTEN = [  # where the first occurs, the second becomes the third
     ("{", r"(?<=[\d }])\\(?:mathrm|text(?:rm)?) ?\{[ ~]*([hmsgl])\}", r"⟦\1⟧"),

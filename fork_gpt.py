@@ -231,11 +231,11 @@ def update(
     scope = [(*x, None) for x in pools] if c.pool == "microbatch" else [(entropy, kinds, number, N)]
     masks, taus = zip(*(keep_mask(c, *x, lots) for x in scope), strict=True)
     mask = torch.cat(masks)  # (n,)
-    # Counts of the whole step, not means of micro-batch means: every kept token weighs the same.
+    # A count over the mini-batch, not means of micro-batch means: every kept token weighs the same.
     counted = mask if c.normalize == "kept" else torch.ones_like(mask)
     denominator = max(int(ranks.sum(counted.sum())), 1) / ranks.dp  # FSDP averages over dp ranks
     loss, clipped, dlogp = 0.0, 0, []
-    if first:  # policy and sampler are one: on every token of its longest answers they must agree
+    if first:  # policy and sampler are one: on its longest answers, each token's, they must agree
         with torch.no_grad():
             again, _ = model(*packed[0].scored(), c.temperature)
         dlogp = (again - packed[0].logprobs).abs().tolist()
@@ -288,7 +288,7 @@ def columns(sums: Counter, c: Config) -> dict[str, float]:
 
 @dataclass
 class State:
-    """What a resumed run needs beside its config."""
+    """What a resumed run needs beside its config: random numbers follow from the seed and counters."""
 
     model: Transformer
     policy: Transformer  # samples and computes: the model itself in fp32, else its bf16 copy
@@ -315,26 +315,26 @@ def collect(
 
     What is there after `c.rounds` rounds is trained on, whether the batch got full or not.
     """
-    rounds, found, G = [], torch.zeros(0), c.group
+    rounds, correct, G = [], torch.zeros(0), c.group
     how, seed = Sampling(c.temperature), seed_of(c.seed, "rollout")
     for _ in range(c.rounds):
-        missing = c.prompts - int(mixed(found, G).sum())
+        missing = c.prompts - int(mixed(correct, G).sum())
         if missing <= 0:
             break
         drawn = draw(problems, c.seed, state.position, math.ceil(missing * c.oversample))
         at = range(state.position, state.position + len(drawn))
         state.position += len(drawn)
-        samples, _, correct = ask(state.policy, world, drawn, G, c.max_new, how, seed, at, c.rows)
+        samples, _, graded = ask(state.policy, world, drawn, G, c.max_new, how, seed, at, c.rows)
         rounds.append(samples)
-        found = torch.cat((found, correct))  # (P * G,)
+        correct = torch.cat((correct, graded))  # (P * G,)
     samples = Rollout.join(rounds)
-    lengths, ended = samples.lengths(), samples.finished.float()
-    rewards = found + overlong_penalty(lengths, c.max_new, c.overlong)
+    lengths, ended, n = samples.lengths(), samples.finished.float(), len(correct) // G
+    rewards = correct + overlong_penalty(lengths, c.max_new, c.overlong)
     advantages = group_advantages(rewards, G)
-    groups = mixed(found, G).nonzero()[:, 0].tolist()
-    metrics = dict(reward=rewards.mean().item(), accuracy=found.mean().item())
+    groups = mixed(correct, G).nonzero()[:, 0].tolist()  # whatever the penalty
+    metrics = dict(reward=rewards.mean().item(), accuracy=correct.mean().item())
     metrics |= dict(truncated=(1 - ended).mean().item(), length=lengths.float().mean().item())
-    metrics |= dict(sampled_tokens=int(lengths.sum()), group_pass_rate=len(groups) * G / len(found))
+    metrics |= dict(sampled_tokens=int(lengths.sum()), group_pass_rate=len(groups) / n)
     return samples, advantages, groups[: c.prompts], metrics
 
 
