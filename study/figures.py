@@ -443,11 +443,8 @@ def cloud(d: dict, w: int) -> Figure:
     heads = label(0, 12, "highest mean entropy", "axis") + label(0, y + 40, "lowest", "axis")
     a, b = (num(mean([r["entropy"] for r in rows])) for rows in (most, least))
     said = f"The size of a token grows linearly with its mean entropy: the {len(most)} highest "
-    return (
-        heads + high + low,
-        round(end + 10),
-        said + f"average {a} nats, the {len(least)} lowest {b}.",
-    )
+    said += f"average {a} nats, the {len(least)} lowest {b}."
+    return heads + high + low, round(end + 10), said
 
 
 # ---------------------------------------------------------------------- where it is decided
@@ -659,12 +656,9 @@ def anatomy(d: dict, w: int) -> Figure:
         for a in d["arms"]
     )
     for a in (a for a in d["arms"] if a["name"].startswith("bottom")):
-        said += (
-            f". The {a['name']} without them have cosine {signed(a['down'], '.2f')} with “every "
-        )
-        said += (
-            f"drawn token down”; mean advantage of a token {signed(d['mean_advantage'], '+.2f')}"
-        )
+        down, push = (signed(v, "+.2f") for v in (a["down"], d["mean_advantage"]))
+        said += f". The {a['name']} without them have cosine {down} with “every drawn token down”; "
+        said += f"mean advantage of a token {push}"
     return *stack(*parts), f"{said}. {d['n_tokens']:,} tokens of the {d['model']} model."
 
 
