@@ -1,9 +1,8 @@
-"""GRPO/DAPO whose policy gradient is restricted to the forking tokens: "Beyond the 80/20 Rule",
-arXiv 2506.01939.
+"""GRPO/DAPO on the forking tokens alone, after "Beyond the 80/20 Rule" (arXiv 2506.01939).
 
     python fork_gpt.py                   # the whole study in the small world, on any machine
     python fork_gpt.py --keep all        # the full-gradient baseline, everything else equal
-    python fork_gpt.py --model Qwen3-0.6B-Base --data dapo_math.jsonl --dtype bfloat16
+    python fork_gpt.py --model Qwen3-0.6B-Base --data dapo_math.jsonl
     python fork_gpt.py --eval --model runs/x --data aime24.jsonl    # avg@k, pass@k, maj@k
     python fork_gpt.py --arms top,all,random,bottom --seeds 3       # the comparison
     python fork_gpt.py --resume runs/x   # continue a stopped run, bit for bit
@@ -30,7 +29,6 @@ samples and computes with a bf16 copy, cast anew after every optimizer step.
 """
 
 import copy
-import hashlib
 import math
 import sys
 import time
@@ -51,8 +49,9 @@ from infra.plan import Plan, plan
 from model import Transformer
 from rollout import Rollout, Sampling, uniform
 from tasks import ask as asking
-from tasks.ask import World, ask, draw, measure, open_task, seed_of, show
+from tasks.ask import World, ask, draw, open_task, seed_of, show
 from tasks.countdown import KINDS
+from tasks.maths import FORMS
 from tasks.pretrain import make_optimizer
 
 NAMES, PART = " ".join(KINDS), "keep top bottom random"  # who takes a share of the tokens
@@ -62,19 +61,21 @@ NAMES, PART = " ".join(KINDS), "keep top bottom random"  # who takes a share of 
 class Config:
     """Everything a run depends on; `--help` is this list."""
 
-    out: str = flag("", "run folder; by default runs/KEEP-rhoRHO-seedSEED", group="run")
-    resume: str = flag("", "continue the run in this folder; takes no other flag")
+    out: str = flag("", "run folder; its default says model, data, mask, seed", group="run")
+    resume: str = flag("", "go on with the run in this folder; flags marked * may be given anew")
     seed: int = flag(0, "of the sampler, the data order and the random mask", "[0, 1e18)")
-    device: str = flag("auto", "where to run; auto takes the best there is", "auto cuda mps cpu")
-    tp: int = flag(1, "processes of torchrun that hold one model together", "[1, inf)")
-    threads: int = flag(1, "CPU threads; one is the fastest per CPU-second", "[1, inf)")
-    dtype: str = flag("float32", "of the compute; master weights are fp32", "float32 bfloat16")
-    recompute: bool = flag(False, "activation checkpointing: a third more compute, less memory")
-    rows: int = flag(512, "responses sampled at a time; each has its KV cache", "[1, inf)")
-    microbatch: int = flag(2048, "tokens at a time; changes speed and memory alone", "[1, inf)")
+    device: str = flag("auto", "where to run", "auto cuda mps cpu", free=True)
+    tp: int = flag(1, "processes of torchrun that hold one model", "[1, inf)", free=True)
+    threads: int = flag(1, "CPU threads; one is the fastest per CPU-second", "[1, inf)", free=True)
+    dtype: str = flag("float32", "of the compute", "float32 bfloat16", maths="bfloat16")
+    recompute: bool = flag(False, "activation checkpointing: slower, less memory", free=True)
+    rows: int = flag(0, "responses sampled at a time; auto: what fits", "auto [1, inf)", free=True)
+    microbatch: int = flag(2048, "tokens at a time", "[1, inf)", maths=16384, free="pool minibatch")
     model: str = flag("", "published Qwen3 folder to train, or a small-world run", group="model")
-    data: str = flag("", "mathematics problems, JSONL or parquet, by commas", needs="model")
-    template: str = flag("boxed", "how they are put", "boxed answer chat think", needs="data")
+    data: str = flag("", "mathematics problems, JSON or parquet, by commas", needs="model")
+    eval_data: str = flag("", "measured instead of held-out problems", needs="data", free=True)
+    template: str = flag("boxed", "how they are put", " ".join(FORMS), needs="data")
+    system: str = flag("", "system prompt of a chat template", needs="data")
     verifier: str = flag("", "how answers are read", "auto boxed answer dapo", needs="data")
     max_prompt: int = flag(2048, "tokens; longer problems are dropped", "[1, inf)", needs="data")
     holdout: float = flag(0.02, "share for validation, and for test", "[0, 0.5]", needs="data")
@@ -85,23 +86,23 @@ class Config:
     entropy: str = flag("current", "whose rank", "current rollout base", needs="keep top bottom")
     pool: str = flag("minibatch", "that a share is taken of", "minibatch microbatch", needs=PART)
     normalize: str = flag("kept", "the loss is divided by this count of tokens", "kept all")
-    steps: int = flag(54, "rollouts", "[1, inf)", group="step")
-    prompts: int = flag(32, "groups trained on per rollout", "[1, inf)")
-    group: int = flag(8, "responses per prompt", "[2, inf)")
-    updates: int = flag(4, "optimizer steps per rollout", "[1, inf)")
+    steps: int = flag(54, "rollouts", "[1, inf)", maths=300, free="rho_end 0.0", group="step")
+    prompts: int = flag(32, "groups trained on per rollout", "[1, inf)", maths=64)
+    group: int = flag(8, "responses per prompt", "[2, inf)", maths=16)
+    updates: int = flag(4, "optimizer steps per rollout", "[1, inf)", maths=2)
     oversample: float = flag(1.5, "problems drawn per group still missing, each round", "[1, inf)")
-    rounds: int = flag(2, "rounds of dynamic sampling at most", "[1, inf)")
-    max_new: int = flag(160, "response tokens at most", "[1, inf)")
-    overlong: int = flag(0, "last tokens with a soft penalty (DAPO: 4096); 0 is off", "[0, inf)")
+    rounds: int = flag(2, "rounds of dynamic sampling at most", "[1, inf)", maths=10)
+    max_new: int = flag(160, "response tokens at most", "[1, inf)", maths=20480)
+    overlong: int = flag(0, "last tokens with a soft penalty; 0: off", "[0, inf)", maths=4096)
     temperature: float = flag(1.0, "of samples, log-probs and entropies alike", "[0, inf)")
     clip_low: float = flag(0.2, "lower clip of the ratio", "(0, 1)")
     clip_high: float = flag(0.28, "upper clip of the ratio", "(0, inf)")
-    dual_clip: float = flag(0.0, "ratio at most where A < 0 (script: 10); 0: off", "[0, inf)")
-    optimizer: str = flag("adamw", "sgd is plain: no momentum, no weight decay", "adamw sgd")
-    lr: float = flag(1.5e-4, "constant after the warm-up; sgd: 0.05, hardly searched", "[0, inf)")
-    warmup: int = flag(0, "optimizer steps of linear warm-up", "[0, inf)")
-    weight_decay: float = flag(0.1, "on matrices", "[0, inf)", needs="optimizer adamw")
-    beta2: float = flag(0.999, "AdamW's; beta1 is 0.9", "[0, 1)", needs="optimizer adamw")
+    dual_clip: float = flag(0.0, "ratio at most where A < 0; 0: off", "[0, inf)", maths=10.0)
+    optimizer: str = flag("adamw", "adamw8: 6 bytes a parameter less", "adamw adamw8 sgd")
+    lr: float = flag(1.5e-4, "after the warm-up; sgd takes 0.05", "[0, inf)", maths=1e-6)
+    warmup: int = flag(0, "optimizer steps of linear warm-up", "[0, inf)", maths=10)
+    weight_decay: float = flag(0.1, "on matrices", "[0, inf)", needs="optimizer adamw adamw8")
+    beta2: float = flag(0.999, "AdamW's; beta1 is 0.9", "[0, 1)", needs="optimizer adamw adamw8")
     grad_clip: float = flag(1.0, "gradient norm at most", "[0, inf)")
     size: str = flag("tiny", "base model, a name of model.py", group="world", needs="no model")
     pretrain_steps: int = flag(3200, "of the base model", "[1, inf)", needs="no model")
@@ -113,13 +114,13 @@ class Config:
     attempts: int = flag(6, "failures after which a base trace stops", "[1, inf)", needs="no data")
     filler_share: float = flag(0.0, "share of filler words", "[0, 0.57]", needs="no data")
     filler_entropy: float = flag(0.69, "nats of each", "(0, 2.07]", needs="filler_share")
-    save_every: int = flag(10, "steps between checkpoints", "[1, inf)", group="measuring")
-    eval_every: int = flag(30, "steps between looks at validation; 0 is never", "[0, inf)")
-    eval_k: int = flag(4, "samples per problem when measuring", "[1, inf)")
-    eval_problems: int = flag(0, "problems measured at most; 0 is all", "[0, inf)")
-    snapshot_every: int = flag(9, "steps between copies of the weights for the study", "[0, inf)")
-    wandb: bool = flag(False, "log to Weights & Biases as well, where wandb is installed")
-    tensorboard: bool = flag(False, "log to TensorBoard as well, where tensorboard is installed")
+    save_every: int = flag(1, "steps to a checkpoint", "[1, inf)", group="measuring", free=True)
+    eval_every: int = flag(30, "steps to a look; 0: never", "[0, inf)", maths=20, free=True)
+    eval_k: int = flag(4, "samples per problem when measuring", "[1, inf)", free=True)
+    eval_problems: int = flag(0, "problems at most; 0: all", "[0, inf)", maths=64, free=True)
+    snapshot_every: int = flag(9, "steps to kept weights; 0: never", "[0, inf)", maths=0, free=True)
+    wandb: bool = flag(False, "log to Weights & Biases as well, where it is installed", free=True)
+    tensorboard: bool = flag(False, "log to TensorBoard as well, where it is installed", free=True)
 
 
 # ---------------------------------------------------------------------- the mask
@@ -219,7 +220,7 @@ def update(
         entropies = [p.entropy for p in packed]
     else:
         with torch.no_grad():
-            entropies = [model(*p.scored(), c.temperature)[1] for p in packed]
+            entropies = [model(*p.scored(), c.temperature)[1] for p in parallel.attended(packed)]
     if not all(h.isfinite().all() for h in entropies):
         raise UserError("the policy's entropies are not finite; start again with a lower --lr")
     # One threshold for the whole mini-batch, on all ranks: a threshold for each micro-batch would
@@ -239,7 +240,8 @@ def update(
         with torch.no_grad():
             again, _ = model(*packed[0].scored(), c.temperature)
         dlogp = (again - packed[0].logprobs).abs().tolist()
-    for part, p, m in zip(parts, packed, mask.split([len(h) for h in entropies]), strict=True):
+    work = [*zip(parts, packed, mask.split([len(h) for h in entropies]), strict=True)]
+    for part, p, m in parallel.attended(work):
         # Only kept rows meet the vocabulary: the logits are the largest tensor of the step.
         logprobs, _ = model(*p.scored(m), c.temperature)  # (K,)
         A = advantages[part].to(device).repeat_interleave(p.lengths()[: len(part)])[m]  # (K,)
@@ -288,7 +290,7 @@ def columns(sums: Counter, c: Config) -> dict[str, float]:
 
 @dataclass
 class State:
-    """What a resumed run needs beside its config.  Random numbers follow from seed and counters."""
+    """What a resumed run needs beside its config; random numbers follow from seed and counters."""
 
     model: Transformer
     policy: Transformer  # samples and computes: the model itself in fp32, else its bf16 copy
@@ -388,11 +390,9 @@ def train(
         while state.step < c.steps:
             line = step(state, world, splits["train"], c)
             last = state.step == c.steps
-            if splits["val"] and c.eval_every and (last or state.step % c.eval_every == 0):
-                found, _ = measure(state.policy, world, splits["val"], c)
-                found["low"], found["high"] = found.pop("interval")
-                line |= {f"val_{k}": v for k, v in found.items()}
-            log.write(line)
+            if c.eval_every and (last or state.step % c.eval_every == 0):
+                line |= asking.validate(state.policy, world, splits, c)
+            log.write(line, asking.remark(line, c))
             if c.snapshot_every and state.step % c.snapshot_every == 0:
                 weights.save_snapshot(log.folder, state.step, parallel.state_of(state.policy))
             stopping = parallel.here().any(stop())
@@ -409,13 +409,17 @@ def run(c: Config, stop: Callable[[], bool]) -> dict:
     torch.set_num_threads(c.threads)
     with parallel.joined(c.tp, weights.device(c.device)) as ranks:
         folder = claim_folder(c, write=False)  # refuse early; what cannot open leaves nothing
+        if summary := checkpoint.done(folder, c.steps):
+            return summary
         model, world, splits, earlier = open_task(c, weights.device(c.device), stop)
-        print(memory.check(model, world, splits, c, ranks.dp))
+        rows, table = memory.check(model, world, splits, c, ranks.dp)
+        c = replace(c, rows=min(ranks.gather(rows)))
+        print(f"{flags.taken(c)}\n{table}")
         log = files.Log(folder, c.wandb, c.tensorboard)
         claim_folder(c)
         print(f"run folder {folder}: " + str({k: len(p) for k, p in splits.items()}) + " problems")
         state = begin(model, splits["train"], c, clock)
-        looks = show("base", state.policy, world, splits["test"], c)
+        looks = show("base", state.policy, world, splits["test"], c, folder / "base.pt")
         if found := checkpoint.found(folder / "checkpoints"):
             parallel.load(found[-1], state)
         else:
@@ -436,9 +440,9 @@ def run(c: Config, stop: Callable[[], bool]) -> dict:
 
 def claim_folder(c: Config, write: bool = True) -> Path:
     """The run's folder, its config noted there or compared with the one that is."""
-    folder = Path(c.out or f"runs/{c.keep}-rho{c.rho:g}-seed{c.seed}")
+    folder = asking.folder_of(c)
     mine = {k: v for k, v in asdict(c).items() if k not in ("out", "resume")}
-    files.claim(folder, mine, write)
+    files.claim(folder, mine, write, flags.free(c))
     return folder
 
 
@@ -447,21 +451,17 @@ def begin(model: Transformer, problems: list, c: Config, clock: files.Clock) -> 
     policy = parallel.compute_copy(model, getattr(torch, c.dtype))
     policy.recompute = c.recompute
     optimizer = make_optimizer(parallel.masters(model), c.lr, c.weight_decay, c.beta2, c.optimizer)
-    digest = hashlib.sha256(repr(problems).encode()).hexdigest()[:16]
     if c.entropy == "base" and parallel.here().mesh:
         raise UserError("--entropy base needs a second whole model: one process alone has it")
     base = copy.deepcopy(policy) if c.entropy == "base" else None
-    return State(model, policy, optimizer, base, clock, digest)
+    return State(model, policy, optimizer, base, clock, asking.digest(problems, c))
 
 
 def configure(given: dict) -> Config:
     """Flags by field name -> Config; UserError for a value that no run can have."""
-    if folder := given.get("resume"):
-        if others := [flags.option(k) for k in given if k != "resume"]:
-            raise UserError(f"--resume takes its flags from the run folder; drop {others[0]}")
-        given = files.read_config(folder, Config) | dict(out=folder)
-    c = Config(**given)
-    flags.check(c)
+    c = flags.filled(Config, given)
+    if not {"overlong", "resume"} & given.keys():  # the paper's is a fifth of its --max-new
+        c = replace(c, overlong=min(c.overlong, c.max_new // 5))
     if not c.data:
         asking.countdown_of(c), asking.recipe_of(c)  # refuse what cannot be
     rules = [

@@ -107,12 +107,13 @@ class Ranks:
         """Until all ranks are here."""
         self.any(False)
 
-    def any(self, flag: bool) -> bool:
-        """Whether any rank says yes; all get the same answer, and have waited for it."""
-        if self.mesh is None:
+    def any(self, flag: bool, over: str = "all") -> bool:
+        """Whether any rank, or any of the tp ranks, says yes; all get the same answer, and have
+        waited for it."""
+        if self.mesh is None or over == "tp" and self.tp == 1:
             return flag
-        x = torch.tensor(int(flag), device=self.mesh.device_type)
-        return bool(self.sum(self.sum(x, "tp")))
+        x = self.sum(torch.tensor(int(flag), device=self.mesh.device_type), "tp")
+        return bool(x if over == "tp" else self.sum(x))
 
     def doing(self, what: str) -> None:
         """Tell the others, should they come to wait."""
@@ -185,6 +186,17 @@ def microbatches(lengths: Sequence[int], which: Sequence[int], budget: int) -> l
         load[r] += lengths[i]
     mine = ranks[HERE.dp_rank]
     return mine + [[] for _ in range(max(map(len, ranks)) - len(mine))]
+
+
+def attended(parts: Sequence) -> Iterator:
+    """Micro-batches, with a sign of life where they take long; files.Stopped on all ranks where one
+    has waited long enough to stop."""
+    with files.bar("update", len(parts), " micro-batches") as bar:
+        for part in parts:
+            if HERE.any(files.overdue()):
+                raise files.Stopped
+            yield part
+            bar.update()
 
 
 # ---------------------------------------------------------------------- tensor parallel
@@ -378,9 +390,11 @@ def full(model: Transformer, name: str) -> Tensor:
     return torch.cat(HERE.all(p, "tp"), dim=int(name.split(".")[-2] in COLUMNS))
 
 
-def export(model: Transformer, source: str, folder: Path, eos: int, dtype: torch.dtype) -> None:
+def export(
+    model: Transformer, source: str, folder: Path, generation: dict, dtype: torch.dtype
+) -> None:
     """`weights.export`, by all ranks together."""
-    weights.export(model, source, folder, eos, dtype, partial(full, model), HERE.first)
+    weights.export(model, source, folder, generation, dtype, partial(full, model), HERE.first)
 
 
 def state_of(model: Transformer) -> dict[str, Tensor]:
@@ -405,7 +419,9 @@ def held(model: Transformer, optimizer: torch.optim.Optimizer) -> dict:
         place = model.regions[name] if HERE.mesh else weights.whole(p.shape)
         out[f"weight {name}"] = place, master
         moments = {k: x for k, x in optimizer.state[master].items() if x.ndim}
-        out |= {f"{moment} {name}": (place, x) for moment, x in moments.items()}
+        for moment, x in moments.items():  # AdamW8's scales have a shape of their own
+            whole = place if x.shape == master.shape else [(0, n) for n in x.shape]
+            out[f"{moment} {name}"] = whole, x
     return out
 
 

@@ -22,16 +22,15 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 import parallel
-from infra import weights
+from infra import files, weights
 from infra.files import UserError, command
 from model import NEVER, Transformer, at_least_fp32, attend, entropy_of, positions_of
 
@@ -43,13 +42,15 @@ GOLDEN = -0x61C8864680B583EB  # 2^64 / golden ratio, SplitMix64's step from stat
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn.  `temperature` 0 is greedy.  With `threshold` (nats) set, tokens whose
-    T=1 entropy reaches it are drawn at `t_fork`, the others at `temperature`.  `top_p` below 1
-    draws from the fewest likeliest tokens that together have this probability (the nucleus)."""
+    T=1 entropy reaches it are drawn at `t_fork`, the others at `temperature`.  `top_k` above 0
+    draws from this many likeliest tokens, and of these `top_p` below 1 from the fewest likeliest
+    that together have this probability (the nucleus)."""
 
     temperature: float = 1.0
     threshold: float | None = None
     t_fork: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
 
 
 @dataclass
@@ -193,8 +194,8 @@ def sample(logits: Tensor, how: Sampling, u: Tensor) -> tuple[Tensor, Tensor, Te
             -1, logits.argmax(-1, keepdim=True), 0.0
         )
         logp = torch.where(t > 0, (logits / t.clamp(min=1e-3)).log_softmax(-1), point)
-    if how.top_p < 1:
-        logp = nucleus(logp, how.top_p)
+    if how.top_p < 1 or how.top_k:
+        logp = nucleus(logp, how.top_p, how.top_k)
     p = logp.exp()
     token = pick(p, u)
     if how.threshold is not None:
@@ -203,10 +204,14 @@ def sample(logits: Tensor, how: Sampling, u: Tensor) -> tuple[Tensor, Tensor, Te
     return token, logp.gather(-1, token[:, None])[:, 0], entropy
 
 
-def nucleus(logp: Tensor, top_p: float) -> Tensor:
-    """logp (n, V) -> the log-probs (n, V) of the likeliest tokens whose sum first reaches `top_p`,
-    renormalised; NEVER elsewhere.  The likeliest token always stays."""
+def nucleus(logp: Tensor, top_p: float, top_k: int = 0) -> Tensor:
+    """logp (n, V) -> the log-probs (n, V) of the `top_k` likeliest tokens, if that is not 0, and of
+    these the likeliest whose sum first reaches `top_p`, renormalised; NEVER elsewhere.  The
+    likeliest token always stays."""
     ranked, order = logp.sort(-1, descending=True)
+    if top_k:
+        ranked[:, top_k:] = NEVER
+        ranked = ranked.log_softmax(-1)
     before = ranked.exp().cumsum(-1) - ranked.exp()  # probability of all likelier tokens
     ranked = ranked.masked_fill((before >= top_p) & (before > 0), NEVER)
     return torch.empty_like(logp).scatter_(-1, order, ranked.log_softmax(-1))
@@ -218,20 +223,23 @@ class Slots:
     The capacity is fixed and everything is allocated once.  Slots 0..n-1 are at work: slot i serves
     request[i], whose newest token last[i] goes to position[i] of the cache, until alive[i] is
     false.  Request r's tokens are noted in row r of `tokens`, `logprobs` and `entropy`, (R,
-    max_new) each; count (R,) of them are there, and finished (R,) says that the last one is `eos`.
+    max_new) each; count (R,) of them are there, and finished (R,) says that the last one is one of
+    `eos`.
     """
 
     def __init__(
         self,
         model: Transformer,
         how: Sampling,
-        eos: int | None,
+        eos: int | Collection[int] | None,
         stream: Tensor,
         slots: int,
         length: int,
         max_new: int,
     ):
-        self.model, self.how, self.eos, self.stream = model, how, eos, stream
+        self.model, self.how, self.stream = model, how, stream
+        stops = [eos] if type(eos) is int else [*(eos or ())]
+        self.eos = torch.tensor(stops, dtype=torch.long, device=model.head_weight.device)
         c, zeros, requests = model.shape, model.head_weight.new_zeros, len(stream)
         # zeros: a masked place has weight 0, and 0 times leftover NaN is NaN
         self.k = zeros(c.n_layer, slots, c.n_kv_head, length, c.head_dim)
@@ -317,10 +325,9 @@ class Slots:
         self.count[request] += alive
         self.last[slots] = token
         self.drawn += len(token)
-        if self.eos is not None:
-            self.finished[request] |= alive & (token == self.eos)
-            alive = alive & (token != self.eos)
-        self.alive[slots] = alive & (self.count[request] < self.tokens.shape[1])
+        ended = (token[:, None] == self.eos).any(-1)
+        self.finished[request] |= alive & ended
+        self.alive[slots] = alive & ~ended & (self.count[request] < self.tokens.shape[1])
 
     def compact(self) -> int:
         """Give the slots of rows that ended to the last rows at work; how many ended."""
@@ -358,15 +365,16 @@ def generate(
     prompts: Sequence[Sequence[int]],
     G: int,
     max_new: int,
-    eos: int | None,
+    eos: int | Collection[int] | None,
     how: Sampling = Sampling(),
     seed: int = 0,
     numbers: Sequence[int] | None = None,
     max_rows: int = 512,
     progress: bool = False,
 ) -> Rollout:
-    """G samples of every prompt, each up to `max_new` tokens or `eos`, at most `max_rows` (at least
-    G) decoded at once.
+    """G samples of every prompt, each up to `max_new` tokens or to `eos`, an id or several, at most
+    `max_rows` (at least G; 0: all) decoded at once.  Seconds after a signal to stop, the rest is
+    left undone; `progress` shows a bar from the beginning on.
 
     The random numbers of a token depend on `seed`, the number of its prompt (`numbers`, by default
     0, 1, 2...), its sample and its place alone: not on the other prompts, on `max_rows`, or on who
@@ -378,21 +386,24 @@ def generate(
     for i, p in enumerate(prompts):
         if not len(p):
             raise ValueError(f"prompt {i} has no tokens: there is nothing to condition on")
-    requests, waiting, start = len(prompts) * G, 0, time.perf_counter()
+    requests, waiting = len(prompts) * G, 0
     numbers = torch.tensor(range(len(prompts)) if numbers is None else numbers, dtype=torch.long)
     length = max(map(len, prompts), default=0) + max_new
-    bar = tqdm(total=requests, unit="seq", disable=not progress, leave=False)
+    bar, start = files.bar("rollout", requests, " rows", 0 if progress else 4), time.perf_counter()
     with parallel.whole(model) as model, bar:
         stream = streams(seed, numbers.to(model.head_weight.device), G)  # (R,)
-        slots = Slots(model, how, eos, stream, max(G, min(max_rows, requests)), length, max_new)
+        rows = max(G, min(max_rows or requests, requests))
+        slots = Slots(model, how, eos, stream, rows, length, max_new)
         look_every = LOOK_EVERY.get(slots.k.device.type, 1)
         while slots.n or waiting < len(prompts):
             waiting += slots.admit(prompts, waiting, G)
             for _ in range(look_every):
                 slots.step()
-            bar.update(slots.compact())
             rate = slots.drawn / (time.perf_counter() - start)
             bar.set_postfix_str(f"{rate:,.0f} tok/s", refresh=False)
+            bar.update(slots.compact())
+            if parallel.here().any(files.overdue(), "tp"):
+                break
     return slots.rollout(prompts, G)
 
 
@@ -442,9 +453,8 @@ def trace(a: argparse.Namespace) -> int:
         prompt = tokenizer.encode(a.prompt)
         if not prompt:
             raise UserError("the prompt has no tokens")
-        samples = generate(
-            model, [prompt], a.n, a.max_new, tokenizer.eos, how, a.seed, progress=True
-        )
+        stops = tokenizer.stops.values()
+        samples = generate(model, [prompt], a.n, a.max_new, stops, how, a.seed, progress=True)
         with torch.no_grad():  # shade by the entropy at T=1, whatever they were drawn at
             _, entropy = model(*samples.sequences(range(a.n), device).scored())  # (n,)
         shades = torch.zeros(len(samples.tokens))

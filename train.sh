@@ -1,79 +1,10 @@
 #!/usr/bin/env bash
 # One recipe per door:  bash train.sh NAME [more flags of fork_gpt.py; they win over the recipe's]
 #   DRY=1 bash train.sh NAME       prints the command instead of running it
-#   bash train.sh data [FOLDER]    downloads the problems (default folder: data)
+#   bash data.sh                   downloads the problems into the folder data
 # A model is a folder as published, next to this file; --model names another:
 #   hf download Qwen/Qwen3-0.6B-Base --local-dir Qwen3-0.6B-Base
 set -euo pipefail
-
-# ---------------------------------------------------------------------- data
-
-# Addresses move: HF_ENDPOINT and GITHUB_RAW name mirrors, and a file put by hand under the same name
-# is taken as it is.  name, least bytes, least lines, address
-hf=${HF_ENDPOINT:-https://huggingface.co}/datasets
-qwen=${GITHUB_RAW:-https://raw.githubusercontent.com}/QwenLM/Qwen2.5-Math/main/evaluation/data
-gsm8k=${GITHUB_RAW:-https://raw.githubusercontent.com}/openai/grade-school-math/master
-# DAPO-Math-17k's own parquet (BytedTsinghua-SIA/DAPO-Math-17k, 1.79M rows) has every problem a
-# hundred times and needs pyarrow; this is the same 17,398 problems, once each, as JSONL.
-sets="
-dapo_math     3000000 17398 $hf/zhuzilin/dapo-math-17k/resolve/main/dapo-math-17k.jsonl
-aime24           6000    30 $qwen/aime24/test.jsonl
-aime25           6000    30 $hf/math-ai/aime25/resolve/main/test.jsonl
-amc23            6000    40 $qwen/amc23/test.jsonl
-math500        100000   500 $hf/HuggingFaceH4/MATH-500/resolve/main/test.jsonl
-minerva         50000   272 $qwen/minerva_math/test.jsonl
-olympiadbench  150000   675 $qwen/olympiadbench/test.jsonl
-gsm8k          300000  1319 $gsm8k/grade_school_math/data/test.jsonl
-"
-
-# whole FILE BYTES LINES: whether a file is there and no error page or half of one; sets size, lines
-whole() {
-  size=0 lines=0
-  [ -f "$1" ] || return 1
-  size=$(wc -c < "$1" | tr -d ' ')
-  lines=$(LC_ALL=C grep -ac '^{.*}[[:space:]]*$' "$1") || true # a line cut off has no }
-  [ "$size" -ge "$2" ] && [ "$lines" -ge "$3" ]
-}
-
-# fetch FILE BYTES LINES ADDRESS: the file, from where an earlier try stopped; it gets its name last
-fetch() {
-  local file=$1 part=$1.part
-  if whole "$file" "$2" "$3"; then
-    echo "$file: there already, $lines problems, $size bytes"
-    return
-  fi
-  if ! whole "$part" "$2" "$3"; then
-    local code=0 status get=(curl -fsSL --retry 3 --connect-timeout 30 -w '%{http_code}')
-    status=$("${get[@]}" -C - -o "$part" "$4") || code=$?
-    if [ "$code" = 33 ] || [ "$status" = 416 ]; then # the server cannot go on from there: anew
-      rm -f "$part"
-      code=0
-      "${get[@]}" -o "$part" "$4" > /dev/null || code=$?
-    fi
-    if [ "$code" != 0 ]; then
-      echo "$file: FAILED, curl's error $code at $4; run again to go on" >&2
-      return 1
-    fi
-    if ! whole "$part" "$2" "$3"; then
-      rm -f "$part"
-      echo "$file: FAILED, only $lines problems and $size bytes at $4 (least $3 and $2)" >&2
-      return 1
-    fi
-  fi
-  mv "$part" "$file" || return 1
-  echo "$file: $lines problems, $size bytes"
-}
-
-data() {
-  command -v curl > /dev/null || { echo "train.sh: data needs curl" >&2; exit 1; }
-  mkdir -p "$1"
-  local failed=0 name bytes count address
-  while read -r name bytes count address; do
-    [ -z "$name" ] || fetch "$1/$name.jsonl" "$bytes" "$count" "$address" || failed=$((failed + 1))
-  done <<< "$sets"
-  [ "$failed" = 0 ] || { echo "train.sh: $failed files are missing" >&2; exit 1; }
-  echo "to look into them: python -m tasks.maths $1/*.jsonl"
-}
 
 # ---------------------------------------------------------------------- recipes
 
@@ -91,7 +22,8 @@ paper=(
   --recompute # a third more compute, and 22,528-token sequences fit
 )
 
-# What one GPU of 80 GB changes, and why.  With 24 GB: --rows 8 --max-new 2560 --overlong 512.
+# What one GPU of 80 GB changes, and why.  With 24 GB: --max-new 2560 --overlong 512 --microbatch 4096,
+# and for 1.7B --optimizer adamw8 as well: 21.3 and 21.4 GiB (results/optimizers.md).
 one_gpu=(
   --prompts 64 --updates 2 # an eighth of the prompts: time; the update of 32 prompts is the paper's
   --oversample 1.5         # draw less at once, since the rounds fill up what is missing
@@ -103,22 +35,17 @@ one_gpu=(
 # Started on every node by the same command; HOST is one of them.
 nodes=(--nnodes 16 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint "${HOST:-localhost}:29500")
 
-# Weights and AdamW in fp32, gradients and a bf16 copy are 18 bytes a parameter; the cache is 115 kB a
-# token for both sizes, so 0.8 GB a row of 2,048 + 5,120 tokens.
+# What `fork_gpt.py --plan NODESxGPUS --gpu 79` says, GiB in each GPU: rollout (of which cache), update.
 case "${1:-}" in
-  data)
-    data "${2:-$(dirname "$0")/data}"
-    exit ;;
   tiny) # a laptop, minutes, no download: the whole study in the small world
     command=(python fork_gpt.py) ;;
-  qwen3-0.6b) # 11 GB + 52 GB of cache
+  qwen3-0.6b) # 70.7 (62.0), 12.3: 81 rows at a time; less where less is free
     command=(python fork_gpt.py --model Qwen3-0.6B-Base "${paper[@]}" "${one_gpu[@]}"
-      --rows 64 --out runs/qwen3-0.6b) ;;
-  qwen3-1.7b) # 31 GB + 33 GB of cache, hence fewer rows at a time
+      --out runs/qwen3-0.6b) ;;
+  qwen3-1.7b) # 70.5 (47.5), 33.1: 62 rows
     command=(python fork_gpt.py --model Qwen3-1.7B-Base "${paper[@]}" "${one_gpu[@]}"
-      --rows 40 --out runs/qwen3-1.7b) ;;
-  # What `fork_gpt.py --plan NODESxGPUS --gpu 79` says of the next three, GiB in each GPU: rollout
-  # (of which cache), update; and the least seconds a step if every answer reached --max-new.
+      --out runs/qwen3-1.7b) ;;
+  # Of the next three also the least seconds a step, if every answer reached --max-new.
   qwen3-8b) # 8 GPUs of 80 GB: 70.7 (49.5), 31.1; 43,900 + 3,000 s
     command=(torchrun --nproc-per-node 8 fork_gpt.py --model Qwen3-8B-Base --tp 2 "${paper[@]}"
       --microbatch 22528 --rows 32 --out runs/qwen3-8b) ;;
@@ -131,7 +58,7 @@ case "${1:-}" in
     command=(torchrun "${nodes[@]}" fork_gpt.py --model Qwen3-32B-Base --tp 8 "${paper[@]}"
       --microbatch 22528 --rows 64 --out runs/qwen3-32b) ;;
   *)
-    echo "usage: bash train.sh data [FOLDER] | tiny | qwen3-0.6b | qwen3-1.7b | qwen3-8b |" \
+    echo "usage: bash train.sh tiny | qwen3-0.6b | qwen3-1.7b | qwen3-8b |" \
       "qwen3-14b | qwen3-32b [flags of fork_gpt.py]" >&2
     exit 2 ;;
 esac

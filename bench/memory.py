@@ -34,7 +34,7 @@ MALLOC = dict(MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")
 class FixedWorld:
     """Problems are prompts; every text is full length, and every other one is right."""
 
-    eos = None
+    eos, stops = None, {}
 
     def __init__(self):
         self.n_graded = 0

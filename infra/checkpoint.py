@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from infra.files import UserError, fsync
+from infra.files import UserError, fsync, read_json
 from infra.weights import Place, crc
 
 KEPT = 2  # checkpoints of a run: the last, and one to go back to
@@ -59,6 +59,16 @@ def save(
 def found(folder: Path) -> list[Path]:
     """The checkpoints in a folder, the last one last."""
     return sorted(p for p in folder.glob("*") if p.name.isdigit())
+
+
+def done(folder: Path, steps: int) -> dict | None:
+    """The summary of a run that has done so many steps, which is said; else None."""
+    last = max((int(p.name) for p in found(folder / "checkpoints")), default=0)
+    if last < steps or not (folder / "summary.json").exists():
+        return None
+    print(f"{folder} has done its {last} steps: see {folder}/report.html")
+    print(f"to go on: python fork_gpt.py --resume {folder} --steps {2 * steps}")
+    return read_json(folder / "summary.json")
 
 
 def load(path: Path, tensors: dict[str, tuple[Place, Tensor]]) -> dict:

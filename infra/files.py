@@ -14,13 +14,14 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields
 from pathlib import Path
 
 from tqdm import tqdm
 
 SIZE_LIMIT = 2**28  # bytes of a text or JSON file; Qwen3's tokenizer.json has 11 MB
+POINTER = b"version https://git-lfs"  # what a clone without git-lfs has in place of a large file
 
 
 WRITES = True  # false in all but one of several processes that do the same
@@ -88,7 +89,10 @@ def read_bytes(path: Path) -> bytes:
     try:
         if os.path.getsize(path) > SIZE_LIMIT:
             raise UserError(f"{path} is larger than {SIZE_LIMIT >> 20} MiB")
-        return Path(path).read_bytes()
+        data = Path(path).read_bytes()
+        if data.startswith(POINTER):
+            raise UserError(f"{path} is a git-lfs pointer, not the file: git lfs pull gets it")
+        return data
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror}") from None
 
@@ -166,16 +170,17 @@ def read_config(folder: Path, kind: type) -> dict:
     return found
 
 
-def claim(folder: Path, mine: dict, write: bool = True) -> None:
-    """Note what is done in a folder as its config.json, or find the same there.  UserError when
-    something else was done there, whose files would be overwritten."""
+def claim(folder: Path, mine: dict, write: bool = True, free: Collection[str] = ()) -> None:
+    """Note what is done in a folder as its config.json, or find the same there but for `free`.
+    UserError when something else was done there, whose files would be overwritten."""
     path = folder / "config.json"
     if path.exists():
         theirs = read_json(path)
         if odd := theirs.keys() ^ mine.keys():
             names = ", ".join(sorted(odd))
             raise UserError(f"{path}: unknown or missing: {names}; another version's, or no run's?")
-        other = [f"--{k} {theirs[k]} there, {mine[k]} here" for k in mine if mine[k] != theirs[k]]
+        changed = [k for k in mine if mine[k] != theirs[k] and k not in free]
+        other = [f"--{k.replace('_', '-')} {theirs[k]} there, {mine[k]} here" for k in changed]
         # one that got no line of results gives way: it may be for memory that --rows was lowered
         if other and any(p.stat().st_size for p in folder.glob("*.jsonl")):
             what = f"{folder} was made with other flags ({'; '.join(other)})"
@@ -191,9 +196,14 @@ def command(program: str, work: Callable[[list[str]], int], argv: list[str]) -> 
     """The exit status of a command line: what `work(argv)` returns, 2 after one line about a
     mistake, 130 when it was stopped."""
     try:
-        return work(argv)
+        status = work(argv)
+        sys.stdout.flush()
+        return status
     except UserError as e:
         why = str(e)
+    except BrokenPipeError:  # `| head` has seen enough; Python would flush once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as e:  # of a log, where an append cannot be atomic: going on drops a half line
         why = f"{e.filename or 'a log'}: {e.strerror}"
     except RuntimeError as e:  # infra/memory.py's table is an estimate
@@ -212,19 +222,40 @@ def command(program: str, work: Callable[[list[str]], int], argv: list[str]) -> 
     return 2
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal to stop that something long did not outlast."""
+
+
+CAUGHT: list[float] = []  # when a signal to stop came
+
+
+def overdue() -> bool:
+    """Whether a signal to stop came seconds ago: what takes longer is not ended first."""
+    return bool(CAUGHT) and time.monotonic() > CAUGHT[0] + 3
+
+
+def bar(what: str, total: int, unit: str, delay: float = 4) -> tqdm:
+    """A line on the terminal about what takes longer than `delay` seconds, gone when it ends; in a
+    log file, one every half minute."""
+    every = 1 if sys.stderr.isatty() else 30
+    return tqdm(
+        desc=what, total=total, unit=unit, delay=delay, leave=False, mininterval=every, miniters=0
+    )
+
+
 def stop_on_signal() -> Callable[[], bool]:
     """A function that says whether Ctrl-C or SIGTERM came; a second one stops at once, unsaved."""
-    caught = []
 
     def note(number: int, _) -> None:
-        if caught:
+        if CAUGHT:
             raise KeyboardInterrupt
-        caught.append(number)
-        os.write(2, b"\nstopping after this step\n")  # print may be interrupted by itself
+        CAUGHT.append(time.monotonic())
+        os.write(2, b"\nstopping; once more: at once\n")  # print may be interrupted by itself
 
+    CAUGHT.clear()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note)
-    return lambda: bool(caught)
+    return lambda: bool(CAUGHT)
 
 
 class Clock:
@@ -271,9 +302,9 @@ class Log:
         self.bar.close()
         self.file.close()
 
-    def write(self, line: dict) -> None:
-        """Append a line, and give it to the loggers and the bar.  UserError for what is not finite:
-        the policy's weights overflowed."""
+    def write(self, line: dict, remark: str = "") -> None:
+        """Append a line, and give it to the loggers and the bar, with a remark above it.  UserError
+        for what is not finite: the policy's weights overflowed."""
         if odd := [k for k, x in line.items() if not math.isfinite(x)]:
             where = f"step {line['step']}: {odd[0]} is not finite"
             raise UserError(f"{where}; start again with a lower --lr")
@@ -283,6 +314,8 @@ class Log:
             write(line)
         self.bar.set_postfix({k: f"{line[k]:.3g}" for k in self.SHOWN}, refresh=False)
         self.bar.update()
+        if remark:
+            self.bar.write(f"step {line['step']}: {remark}", file=sys.stderr)
 
     def sync(self) -> None:
         """Have every line on the disk."""

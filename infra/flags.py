@@ -13,20 +13,72 @@ from collections.abc import Sequence
 from dataclasses import Field, field, fields
 from typing import Any, NoReturn
 
-from infra.files import UserError
+from infra.files import UserError, read_config
 
 KINDS = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
 
 
-def flag(default: Any, text: str, allowed: str = "", *, group: str = "", needs: str = "") -> Any:
+def flag(
+    default: Any,
+    text: str,
+    allowed: str = "",
+    *,
+    maths: Any = None,
+    group: str = "",
+    needs: str = "",
+    free: bool | str = False,
+) -> Any:
     """A config field: its default and its line of --help.
 
-    `allowed`: the words it may be, "adamw sgd", or the interval it is in, "(0, 1]".  `group`: the
-    heading of it and of the fields after it.  `needs`: who reads it, "data" (only if --data is
-    given), "no data", or "keep top bottom" (only if --keep is one of these).
+    `allowed`: the words it may be, "adamw sgd" (FILE among them: any other), or the interval it is
+    in, "(0, 1]"; "auto [1, inf)" may be 0 as well, typed `auto`.  `maths`: the default where --data
+    is given.  `group`: the heading of it and of the fields after it.  `needs`: who reads it, "data"
+    (only if --data is given), "no data", or "keep top bottom" (only if --keep is one of these).
+    `free`: it cannot change what is learned, or not in a run with "pool minibatch", which may
+    therefore go on with another value.
     """
-    about = dict(text=text, allowed=allowed, group=group, needs=needs)
+    maths = default if maths is None else maths
+    about = dict(text=text, allowed=allowed, maths=maths, group=group, needs=needs, free=free)
     return field(default=default, metadata=about)
+
+
+def defaults(kind: type, maths: bool) -> dict:
+    """The defaults of a dataclass by field name, those with --data if `maths`."""
+    return {f.name: f.metadata["maths"] if maths else f.default for f in fields(kind)}
+
+
+def free(config: Any) -> set[str]:
+    """The fields that a run of this config may go on with another value of."""
+
+    def may(where: bool | str) -> bool:
+        name, *words = where.split() if type(where) is str else ("",)
+        return str(getattr(config, name)) in words if words else bool(where)
+
+    return {f.name for f in fields(config) if may(f.metadata["free"])}
+
+
+def filled(kind: type, given: dict) -> Any:
+    """A checked dataclass of the flags given and the defaults.  With `resume`, those of the run in
+    that folder are the defaults; UserError for one that would change what is learned there."""
+    folder = given.get("resume")
+    if not folder:
+        config = kind(**defaults(kind, bool(given.get("data"))) | given)
+        check(config)
+        return config
+    saved = read_config(folder, kind) | dict(out=folder)
+    fixed = {k for k in given if given[k] != saved.get(k)} - free(kind(**saved)) - {"resume"}
+    if fixed:
+        raise UserError(f"{option(min(fixed))} cannot change in a run that has begun, {folder}")
+    return filled(kind, saved | given | dict(resume=""))
+
+
+def taken(config: Any) -> str:
+    """What a config has by default and would not have with, or without, --data."""
+    both = defaults(type(config), False), defaults(type(config), True)
+    usual, maths = both[bool(config.data)], bool(config.data)
+    same = {k: v for k, v in usual.items() if both[0][k] != both[1][k] and getattr(config, k) == v}
+    world = "for --data" if maths else "of the small world"
+    return f"defaults {world}: {' '.join(typed(same))}"
 
 
 def option(name: str) -> str:
@@ -43,11 +95,13 @@ def rule(f: Field) -> str:
     """What the field's value must be beside its type, in words; "" for anything."""
     allowed = f.metadata["allowed"]
     if type(f.default) is str:
-        return f"one of {', '.join(allowed.split())}" if allowed else ""
+        words = ", ".join(allowed.removesuffix(" FILE").split())
+        return f"one of {words}" + " or a file" * allowed.endswith(" FILE") if allowed else ""
+    auto, allowed = "auto or " * allowed.startswith("auto "), allowed.removeprefix("auto ")
     endless = re.fullmatch(r"([(\[])(\S+), inf\)", allowed)
     if not endless:
-        return f"in {allowed}" if allowed else ""
-    return f"{'at least' if endless[1] == '[' else 'above'} {endless[2]}"
+        return f"{auto}in {allowed}" if allowed else ""
+    return f"{auto}{'at least' if endless[1] == '[' else 'above'} {endless[2]}"
 
 
 def check_value(f: Field, value: Any) -> None:
@@ -55,8 +109,9 @@ def check_value(f: Field, value: Any) -> None:
     kind, allowed = type(f.default), f.metadata["allowed"]
     good = type(value) is kind
     if good and allowed and kind is str:
-        good = value in (*allowed.split(), f.default)
-    elif good and allowed:
+        good = value in (*allowed.split(), f.default) or allowed.endswith(" FILE")
+    elif good and allowed and not (value == 0 and allowed.startswith("auto ")):
+        allowed = allowed.removeprefix("auto ")
         low, high = map(float, allowed[1:-1].split(","))
         good = value > low if allowed[0] == "(" else value >= low
         good = good and (value < high if allowed[-1] == ")" else value <= high)
@@ -81,9 +136,10 @@ def check_read(config: Any, f: Field) -> None:
 def check(config: Any) -> None:
     """UserError for a value that its field may not have (a config.json is read without `parse`),
     and for one that was changed where nothing would read it."""
+    usual = defaults(type(config), bool(getattr(config, "data", "")))
     for f in fields(config):
         check_value(f, getattr(config, f.name))
-        if f.metadata["needs"] and getattr(config, f.name) != f.default:
+        if f.metadata["needs"] and getattr(config, f.name) != usual[f.name]:
             check_read(config, f)
 
 
@@ -111,7 +167,7 @@ def parse(kinds: Sequence[type], argv: Sequence[str], program: str, doc: str) ->
     """The flags of these dataclasses that were given, by field name.  UserError for an unknown flag
     or a value that its field may not have.  --help prints them all and exits."""
     if {"-h", "--help"} & set(argv):
-        print(help_text(kinds, doc))
+        print(help_text(kinds, doc), flush=True)
         raise SystemExit
     parser = argparse.ArgumentParser(prog=program, add_help=False, allow_abbrev=False)
 
@@ -125,8 +181,9 @@ def parse(kinds: Sequence[type], argv: Sequence[str], program: str, doc: str) ->
         parser.add_argument(option(name), **bare)
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
     for name, text in given.items():
+        auto = text == "auto" and known[name].metadata["allowed"].startswith("auto ")
         try:
-            given[name] = type(known[name].default)(text)
+            given[name] = type(known[name].default)(0 if auto else text)
         except ValueError:
             pass  # the text itself is refused now
         check_value(known[name], given[name])
@@ -140,13 +197,24 @@ def take(kind: type, given: dict) -> Any:
     return config
 
 
+def shown(f: Field, maths: bool) -> str:
+    """A field's default as it is typed, "" for none."""
+    value = f.metadata["maths"] if maths else f.default
+    if value == 0 and f.metadata["allowed"].startswith("auto "):
+        return "auto"
+    return {True: "yes", False: ""}[value] if type(value) is bool else f"{value}"
+
+
 def help_text(kinds: Sequence[type], doc: str) -> str:
-    """Every flag with its default, its line and what it may be, by group."""
-    lines = [doc.strip(), ""]
+    """Every flag with its default, the one with --data where that is another, its line and what it
+    may be, by group."""
+    lines = [doc.strip(), f"{'':20} {'default':9} --data"]
     for f in (f for kind in kinds for f in fields(kind)):
         if f.metadata["group"]:
             lines.append(f"{f.metadata['group']}:")
-        default = "" if f.default is False else str(f.default)
+        usual, maths = shown(f, False), shown(f, True)
         text = "; ".join(filter(None, (f.metadata["text"], rule(f).removeprefix("one of "))))
-        lines.append(f"  {option(f.name):16} {default:9} {text}")
+        name = option(f.name) + " *" * bool(f.metadata["free"])
+        start = f"{name:18} {usual:9} {maths if maths != usual else '':8}"
+        lines.append(f"  {start} {text}")
     return "\n".join(lines)

@@ -10,6 +10,7 @@ Of dp x tp processes each has its share: see parallel.py.
 
 import math
 import os
+from bisect import bisect_right
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,9 @@ PHASES = dict(
     update=(*BOTH, "blocks", "gradients", "activations", "backward"),
 )
 GIB = 2**30
+MOST = 512  # rows at a time, where memory would hold more
+# bytes a parameter of an optimizer's state; AdamW8 has a byte for each of two moments
+STATE = dict(adamw=8, adamw8=2, sgd=0)
 parameters = cache(count_parameters)
 
 
@@ -61,10 +65,12 @@ def preflight(
     longest: int | None = None,
     measured: int = 0,
     dp: int = 1,
+    training: bool = True,
 ) -> dict[str, int]:
     """Bytes by part of a run of `c`, a `fork_gpt.Config`, in each of dp x `c.tp` processes; `m` is
     the shape that each holds.  `longest` is the longest prompt in tokens, else `c.max_prompt`;
-    `measured` problems are sampled `c.eval_k` times at a time.
+    `measured` problems are sampled `c.eval_k` times at a time.  Unless `training`, of measuring
+    alone.
 
     Responses are taken to reach `c.max_new`, the mask to keep its share of every micro-batch, and
     an update to have several micro-batches: with one, gradients come as activations go.
@@ -75,8 +81,10 @@ def preflight(
     n, V, D, M = parameters(m), m.vocab_size, m.n_embd, m.n_mlp
     q, k = m.n_head * m.head_dim, m.n_kv_head * m.head_dim
     length = (longest or c.max_prompt) + c.max_new
-    requests = max(math.ceil(c.prompts * c.oversample) * c.group, measured * c.eval_k)
-    slots = max(c.group, min(c.rows, math.ceil(requests / dp)))
+    trained = math.ceil(c.prompts * c.oversample) * c.group * training
+    requests = max(trained, measured * c.eval_k)
+    slots = max(c.group, min(c.rows or MOST, math.ceil(requests / dp)))
+    requests = requests if training else slots * dp  # an evaluation goes slots by slots
 
     # rollout: the largest of prefill, of a decode step, and of drawing from its logits
     S = slots // c.group * (longest or c.max_prompt)  # prompts that are prefilled together
@@ -111,11 +119,11 @@ def preflight(
     root = V * D * (2 - m.tie_embeddings)
     blocks = root * e + 2 * layer * e + max(root, layer) * (e + 4) if ranks else 0
     passes = 12 * scored * V - 4 * n // dp  # without gradient, before there is any
-    return {
+    parts = {
         "weights": 4 * n // dp,
         "bf16 copy": e * n * copied,
         "frozen base": e * n * (c.entropy == "base"),
-        "optimizer": 8 * n // dp * (c.optimizer == "adamw"),
+        "optimizer": STATE[c.optimizer] * n // dp,
         # while they are drawn; afterwards all of them are in the host's memory
         "samples": requests * (16 * c.max_new // dp + 34 * length * (not cuda)),
         "gathered": e * n * ranks,
@@ -126,11 +134,25 @@ def preflight(
         "activations": activations,
         "backward": max(head, one, embedding - activations, passes - activations),
     }
+    if not training:
+        sampling = ("samples", "gathered", "KV cache", "decoding")
+        parts = {"weights": (4 if ranks else e) * n // dp} | {k: parts[k] for k in sampling}
+    return parts
 
 
 def peaks(parts: dict[str, int]) -> dict[str, int]:
     """What `preflight` counted, in bytes by phase."""
-    return {phase: sum(parts[name] for name in names) for phase, names in PHASES.items()}
+    return {p: sum(parts.get(name, 0) for name in names) for p, names in PHASES.items()}
+
+
+def rows_that_fit(m: Shape, c, limit: float, *more) -> int:
+    """The most rows at a time, at least a group, with which sampling stays below `limit` bytes."""
+    rows = range(c.group, max(MOST, c.group) + 1)
+
+    def need(r: int) -> int:
+        return peaks(preflight(m, replace(c, rows=r), *more))["rollout"]
+
+    return rows[max(0, bisect_right(rows, limit, key=need) - 1)]
 
 
 def room(device: torch.device) -> tuple[int, int] | None:
@@ -168,23 +190,27 @@ def container(folder: Path) -> tuple[float, float]:
 
 def advice(m: Shape, c, limit: int, *more) -> str:
     """The flags that bring a run of `c` below `limit` bytes: for each phase the least change that
-    does, in the dtype of `c` and, where that is not it, in bf16."""
+    does, in the dtype of `c` and, where that is not it, in bf16; else with AdamW in 8 bit."""
 
     def first(phase: str, tries: list[dict]) -> list[dict]:
         fits = (x for x in tries if peaks(preflight(m, replace(c, **x), *more))[phase] <= limit)
         return [x for x in [next(fits, None)] if x is not None]
 
     def halves(name: str, low: int) -> list[dict]:
-        start = getattr(c, name)
+        start = getattr(c, name) or MOST  # --rows auto
         return [{name: max(low, start >> i)} for i in range(1, start.bit_length())]
 
-    ways = []
-    for dtype in [{}] if c.dtype == "bfloat16" else [{}, dict(dtype="bfloat16")]:
-        rows = first("rollout", [dtype | x for x in [{}, *halves("rows", c.group)]])
+    ways, kinds = [], [{}] if c.dtype == "bfloat16" else [{}, dict(dtype="bfloat16")]
+    small = [kind | dict(optimizer="adamw8") for kind in kinds] * (c.optimizer == "adamw")
+    for kind in kinds + small:
+        if kind in small and ways:  # it rounds: only where nothing else is enough
+            break
+        rows = first("rollout", [kind | x for x in [{}, *halves("rows", c.group)]])
         budgets, recompute = halves("microbatch", 1), dict(recompute=True)
-        work = first("update", [dtype])
-        work = work or first("update", [dtype | x for x in budgets])
-        work += first("update", [dtype | recompute | x for x in [{}, *budgets]]) * (work != [dtype])
+        work = first("update", [kind])
+        work = work or first("update", [kind | x for x in budgets])
+        if work != [kind] and not c.recompute:
+            work += first("update", [kind | recompute | x for x in [{}, *budgets]])
         ways += [r | w for r in rows for w in work]
     if not ways:
         return "no other flag is enough: a smaller model or --max-new, or a larger device"
@@ -196,24 +222,28 @@ def flags_of(changes: dict) -> str:
     return " ".join(f"--{k}" if v is True else f"--{k} {v}" for k, v in changes.items())
 
 
-def check(model: Transformer, world, splits: dict[str, list], c, dp: int = 1) -> str:
-    """The table to print before step 1, one line when all is below a GiB.  UserError when the
-    device cannot hold the run."""
+def check(
+    model: Transformer, world, splits: dict[str, list], c, dp: int = 1, training: bool = True
+) -> tuple[int, str]:
+    """(rows at a time, `c.rows` or what fits; the table to print before step 1, one line when all
+    is below a GiB).  UserError when the device cannot hold the run."""
     m, device = model.shape, model.head_weight.device
-    longest = max(len(world.encode(p)) for some in splits.values() for p in some)
-    measured = max(len(splits[k][: c.eval_problems or None]) for k in ("val", "test"))
-    parts = preflight(m, c, device, longest, measured, dp)
-    has, need = room(device), max(peaks(parts).values())
+    longest = max((len(world.encode(p)) for some in splits.values() for p in some), default=1)
+    looked = [some[: c.eval_problems or None] for k, some in splits.items() if k != "train"]
+    has, more = room(device), (device, longest, max(map(len, looked)), dp, training)
+    rows = c.rows or rows_that_fit(m, c, 0.9 * has[0] if has else 4 * GIB, *more)
+    parts = preflight(m, replace(c, rows=rows), *more)
+    need = max(peaks(parts).values())
     each = f" in each of {dp * c.tp} processes" if dp * c.tp > 1 else ""
-    text = f"memory: {need / GIB:.2f} GiB at most{each}"
+    text = f"memory: {need / GIB:.2f} GiB at most{each} with --rows {rows}"
     if has:
         text += f", of {has[0] / GIB:.1f} free on {device}"
     if has and need > has[0]:
-        advised = advice(m, c, has[0], device, longest, measured, dp)
+        advised = advice(m, replace(c, rows=rows), has[0], *more)
         if need > has[1]:
             raise UserError(f"{text}: it cannot fit; {advised}")
         text += f": not now; {advised}"
-    return text if need < GIB else f"{text}\n{table(parts)}"
+    return rows, text if need < GIB else f"{text}\n{table(parts)}"
 
 
 def table(parts: dict[str, int]) -> str:

@@ -9,7 +9,7 @@ when every answer reaches --max-new.  The seconds are a lower bound: each part a
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infra import memory
@@ -28,7 +28,7 @@ SPEED = dict(memory=3.35e12, flops=990e12, node=450e9, network=50e9)
 class Plan:
     """What --plan takes beside the flags of a run."""
 
-    plan: str = flag("", "only say what a run needs on NODESxGPUS, such as 16x8", group="--plan")
+    plan: str = flag("", "only say what a run needs on NODESxGPUS, such as 16x8", group="commands")
     gpu: float = flag(80.0, "GiB of each GPU", "(0, inf)", needs="plan")
 
 
@@ -52,9 +52,11 @@ def plan(c, p: Plan) -> str:
     if gpus % c.tp:
         raise UserError(f"--tp {c.tp}: it must divide the {gpus} GPUs of a node")
     dp, shape = nodes * gpus // c.tp, shape_of(c.model)
-    m = cut(shape, c.tp)
+    m, limit = cut(shape, c.tp), p.gpu * GIB
+    if not c.rows:
+        c = replace(c, rows=memory.rows_that_fit(m, c, 0.9 * limit, "cuda", None, 0, dp))
     parts = memory.preflight(m, c, "cuda", dp=dp)
-    need, limit = memory.peaks(parts), p.gpu * GIB
+    need = memory.peaks(parts)
     length = c.max_prompt + c.max_new
     token = parts["KV cache"] / rows_of(c, dp) / length  # bytes of one in the cache
     spare = max(0, int((limit - need["rollout"] + parts["KV cache"]) / token))

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from infra.files import UserError, fsync, parse_json, read_json, write_atomic
+from infra.files import POINTER, UserError, fsync, parse_json, read_json, write_atomic
 from model import Shape, Transformer
 
 
@@ -116,6 +116,7 @@ HEADER_LIMIT = 100_000_000  # bytes of a safetensors header
 PIECE = 2**24  # bytes of a weight file in memory at a time, beside the weights themselves
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+GENERATION = "generation_config.json"
 # config.json: the names of Shape's fields, in their order
 KEYS = (
     "hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
@@ -123,7 +124,7 @@ KEYS = (
 ).split()
 # what else it may say, and the one value that is implemented here
 ONLY = dict(model_type="qwen3", hidden_act="silu", attention_bias=False, use_sliding_window=False)
-ABSENT = dict.fromkeys(("rope_scaling", "quantization_config", "num_experts"))
+ABSENT = dict.fromkeys(("quantization_config", "num_experts"))
 
 
 Place = Sequence[tuple[int, int]]  # (start, size) in every dimension of a full tensor
@@ -143,15 +144,19 @@ def read_shape(path: Path) -> Shape:
     raw = {"model_type": None} | read_json(path)
     for key, only in (ONLY | ABSENT).items():
         if raw.get(key, only) != only:
-            raise UserError(f"{path}: {key} {raw[key]!r:.90} is not supported, only {only!r}")
+            kind = "" if key == "model_type" else f" (model_type {raw['model_type']!r:.40})"
+            raise UserError(f"{path}: {key} {raw[key]!r:.90} is not supported, only {only!r}{kind}")
     # the published folders have rope_theta at the top, transformers 5 puts it in rope_parameters
-    rope = raw.get("rope_parameters") or {}
-    plain = isinstance(rope, dict) and not rope.keys() - {"rope_type", "rope_theta"}
-    if not plain or rope.get("rope_type", "default") != "default":
-        raise UserError(f"{path}: rope_parameters {rope!r:.90} is not supported, only rope_theta")
-    theta = raw.setdefault("rope_theta", rope.get("rope_theta"))
-    if rope.get("rope_theta", theta) != theta:
-        raise UserError(f"{path}: two values of rope_theta")
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = raw.get(name) or {}
+        kinds = [rope.get("rope_type"), rope.get("type")] if isinstance(rope, dict) else ["?"]
+        if not {*kinds} <= {None, "default"} or rope.keys() - {"rope_type", "type", "rope_theta"}:
+            raise UserError(f"{path}: {name} {rope!r:.90} is not supported, only rope_theta")
+        theta = rope.get("rope_theta")
+        if raw.get("rope_theta") is None:
+            raw["rope_theta"] = theta
+        if theta not in (None, raw["rope_theta"]):
+            raise UserError(f"{path}: two values of rope_theta")
     values = [raw.get(key) for key in KEYS]
     for key, x, field in zip(KEYS, values, fields(Shape), strict=True):
         kind = field.type
@@ -172,6 +177,9 @@ def read_header(path: Path) -> dict[str, Entry]:
     try:
         with open(path, "rb") as f:
             size = os.fstat(f.fileno()).st_size
+            if f.read(len(POINTER)) == POINTER:
+                raise ValueError("is a git-lfs pointer, not the file: git lfs pull gets it")
+            f.seek(0)
             length = int.from_bytes(f.read(8), "little")
             if size < 8 or length > min(HEADER_LIMIT, size - 8):
                 raise ValueError(f"is truncated or not what its name says ({size} bytes)")
@@ -213,7 +221,10 @@ def some(names: Collection[str]) -> str:
 def read_entries(folder: Path) -> dict[str, Entry]:
     """The tensors of the one weight file or of the shards in the index.  UserError."""
     if (folder / SINGLE).exists() == (folder / INDEX).exists():
-        raise UserError(f"{folder}: exactly one of {SINGLE} and {INDEX} must be there")
+        why = f"exactly one of {SINGLE} and {INDEX} must be there"
+        if any(folder.glob("pytorch_model*.bin*")):
+            why += "; to convert pytorch_model.bin: transformers' from_pretrained, save_pretrained"
+        raise UserError(f"{folder}: {why}")
     if (folder / SINGLE).exists():
         return read_header(folder / SINGLE)
     shard_of = read_json(folder / INDEX).get("weight_map")
@@ -338,6 +349,7 @@ def save_pretrained(
     dtype: torch.dtype | None = None,
     files: Iterable[str | Path] = (),
     extra: dict | None = None,
+    generation: dict | None = None,
     full: Callable[[str], Tensor] | None = None,
     first: bool = True,
 ) -> None:
@@ -346,9 +358,10 @@ def save_pretrained(
     tokenizer's.
 
     `dtype` is that of the files, by default the model's; `extra` are more keys of config.json, such
-    as eos_token_id.  Of a model cut over ranks all call this: `full(name)` gathers a parameter, and
-    the `first` writes.  The folder appears under its name whole or not at all.  UserError when
-    something is there already, and when the disk or one of `files` refuses.
+    as eos_token_id, and `generation` is generation_config.json.  Of a model cut over ranks all call
+    this: `full(name)` gathers a parameter, and the `first` writes.  The folder appears under its
+    name whole or not at all.  UserError when something is there already, and when the disk or one
+    of `files` refuses.
     """
     folder, dtype = Path(folder).resolve(), dtype or next(model.parameters()).dtype
     shape = model.full_shape
@@ -359,6 +372,7 @@ def save_pretrained(
     config = {**(extra or {}), **ONLY, **dict(zip(KEYS, astuple(shape), strict=True))}
     config |= {"architectures": ["Qwen3ForCausalLM"], "dtype": str(dtype).removeprefix("torch.")}
     config |= {"torch_dtype": config["dtype"]}  # its older name
+    config |= {"sliding_window": None}  # unsaid, transformers 4.51 masks what is 4,096 tokens away
     config |= {"rope_parameters": dict(rope_type="default", rope_theta=shape.rope_theta)}
     shards, room, shard_of = [], 0, {}
     for name, size in sizes.items():
@@ -381,7 +395,7 @@ def save_pretrained(
             shard_of |= dict.fromkeys(shard, file)
         if not first:
             return
-        texts = {"config.json": config}
+        texts = {"config.json": config} | ({GENERATION: generation} if generation else {})
         if len(shards) > 1:
             total = sum(map(math.prod, sizes.values())) * dtype.itemsize
             texts[INDEX] = {"metadata": {"total_size": total}, "weight_map": shard_of}
@@ -436,18 +450,24 @@ def export(
     model: Transformer,
     source: str | Path,
     folder: Path,
-    eos: int,
+    generation: dict,
     dtype: torch.dtype,
     full: Callable[[str], Tensor] | None = None,
     first: bool = True,
 ) -> None:
     """Write the model as a published folder, with the tokenizer files and the settings of the one
-    it came from, but for `eos`, the token at which it has learned to end.  One that is there
-    already is left: the run that wrote it had ended."""
-    source = published(source)
-    if folder.exists():
-        return
+    it came from, but for `generation`: the tokens at which a text ends (the first is the one that
+    it has learned to end with) and how it was sampled.  One that is there gives way."""
+    source, new = published(source), folder.with_name(f".{folder.name}.new")
     config = read_json(source / "config.json")
-    extra = {k: config[k] for k in CARRIED if k in config} | dict(eos_token_id=eos)
+    extra = {k: config[k] for k in CARRIED if k in config}
+    extra |= dict(eos_token_id=generation["eos_token_id"][0])
+    more = {k: extra[k] for k in ("bos_token_id", "pad_token_id") if k in extra}
     files = [source / name for name in COMPANIONS if (source / name).exists()]
-    save_pretrained(model, folder, dtype=dtype, files=files, extra=extra, full=full, first=first)
+    about = dict(files=files, extra=extra, generation=more | generation, full=full, first=first)
+    if first:
+        shutil.rmtree(new, ignore_errors=True)
+    save_pretrained(model, new, dtype=dtype, **about)
+    if first:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(new, folder)

@@ -59,7 +59,7 @@ The paper: accuracy in %, mean of six benchmarks, one run each of Qwen3 8B / 14B
 class Comparison:
     """What --arms takes beside the flags of a run."""
 
-    arms: str = flag("", "compare these: words of --keep, each with FIELD=VALUE", group="--arms")
+    arms: str = flag("", "compare these: words of --keep, each with FIELD=VALUE")
     seeds: int = flag(3, "seeds of each arm, from --seed on", "[1, inf)", needs="arms")
     bases: int = flag(1, "base models, from --base-seed on", "[1, inf)", needs="arms")
     jobs: int = flag(0, "runs at a time; 0: one a core", "[0, inf)", needs="arms")
@@ -215,7 +215,8 @@ def results(summaries: list[dict], cpu_seconds: float, sd: float, df: int) -> di
         low, high = summaries[0]["test_accuracy_interval"]
     found = dict(accuracy=accuracy, low=max(0.0, low), high=min(1.0, high), per_seed=each)
     for key in ("arithmetic", "length", "truncated"):
-        found[key] = float(np.mean([s[key] for s in summaries]))
+        known = [s[key] for s in summaries if s[key] is not None]  # mathematics has no arithmetic
+        found[key] = float(np.mean(known)) if known else None
     return found | dict(cpu_seconds=cpu_seconds)
 
 
@@ -257,7 +258,8 @@ def comparison_table(record: dict) -> str:
         row = [arm["name"], f"{t['accuracy']:.3f} [{t['low']:.3f}, {t['high']:.3f}]"]
         row += [" ".join(f"{x:.3f}" for x in t["per_seed"]), minus, d["verdict"] if d else ""]
         row += [f"{t['length']:.1f}"]
-        row += [f"{t['truncated']:.3f}", f"{t['arithmetic']:.3f}", f"{t['cpu_seconds']:.0f}"]
+        true = "" if t["arithmetic"] is None else f"{t['arithmetic']:.3f}"
+        row += [f"{t['truncated']:.3f}", true, f"{t['cpu_seconds']:.0f}"]
         rows.append([*row, PAPER.get(arm["keep"], "none") if plain else "none"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * w for w in widths])

@@ -8,8 +8,8 @@ Of one problem with n = k responses, c of them right:
     avg@k        c / n: the chance that one response is right; the paper's accuracy (avg@16)
     pass@j       1 - C(n-c, j) / C(n, j): the chance that at least one of j is right, without bias
                  for j <= k (Chen et al. 2021); pass@1 is avg@k
-    maj@k        1 if the answer that most responses give is right.  Of equally frequent answers the
-                 first seen is taken; a response without an answer has no vote
+    maj@k        1 if the answer that most responses give, in whatever spelling, is right.  Of
+                 equally frequent answers the first seen is taken; none has no vote
     length       mean response tokens, the end-of-text token included
     truncated    share of responses cut at --max-new
     arithmetic   small world: true share of the statements "a op b = c" (problems with any)
@@ -31,9 +31,9 @@ import math
 import os
 import shlex
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from operator import eq
 from pathlib import Path
 
 import torch
@@ -41,27 +41,28 @@ from tqdm import tqdm
 
 import parallel
 from fork_gpt import Config
-from infra import files, flags, weights
+from infra import files, flags, memory, weights
 from infra.files import UserError
 from infra.flags import flag
 from model import Transformer
 from rollout import Sampling
-from tasks.ask import World, ask, fitting, interval, open_world, seed_of
-from tasks.maths import read_problems
+from tasks.ask import World, ask, digest, fitting, interval, open_world, seed_of
+from tasks.maths import read_sets
 
 # the flags of a run that an evaluation reads; what the run's config.json says is their default
 ANYWHERE = "model out seed device tp threads dtype rows max_new temperature".split()
-MATHS = "data template verifier max_prompt skip_bad".split()
+MATHS = "data template system verifier max_prompt skip_bad".split()
 SMALL = "n_numbers max_number max_value ops attempts filler_share filler_entropy".split()
-INHERITED = ["dtype", "rows", "max_new", "template", "verifier", *SMALL]
+INHERITED = ["dtype", "max_new", "template", "system", "verifier", *SMALL]
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What --eval takes beside the flags of the model, its problems and the machine."""
 
-    eval: bool = flag(False, "measure a model: avg@k, pass@k, maj@k", group="--eval")
+    eval: bool = flag(False, "measure a model: avg@k, pass@k, maj@k")
     k: int = flag(16, "responses to each problem", "[1, inf)", needs="eval")
+    top_k: int = flag(0, "draw from so many likeliest tokens; 0: all", "[0, inf)", needs="eval")
     top_p: float = flag(1.0, "draw from the likeliest tokens of this total", "(0, 1]", needs="eval")
     limit: int = flag(0, "problems of each set at most; 0 is all", "[0, inf)", needs="eval")
     split: str = flag("test", "problems of the small world", "val test", needs="eval")
@@ -77,12 +78,16 @@ def pass_at(n: int, c: int, j: int) -> float:
     return (math.comb(n, j) - math.comb(n - c, j)) / math.comb(n, j)
 
 
-def majority(answers: list[str | None], grades: list[float]) -> float:
-    """The grade of the most frequent answer, the first seen of those that tie; None has no vote.
+def majority(answers: list[str | None], grades: list[float], same: Callable = eq) -> float:
+    """The grade of the most frequent answer, the first seen of those that tie; None has no vote,
+    and `same` says which two are one.
 
     Responses are exchangeable, so "first seen" is a fair draw among ties.  0 without any answer."""
-    votes = Counter(a for a in answers if a is not None)  # in the order of first sight
-    return grades[answers.index(max(votes, key=votes.get))] if votes else 0.0
+    votes = {}  # number of an answer's first response -> its votes, in the order of first sight
+    for i, a in enumerate(answers):
+        first = next((j for j in votes if same(answers[j], a)), i) if a is not None else None
+        votes |= {first: votes.get(first, 0) + 1} if a is not None else {}
+    return grades[max(votes, key=votes.get)] if votes else 0.0
 
 
 def score(records: list[dict], world: World) -> dict[str, float | None]:
@@ -91,7 +96,8 @@ def score(records: list[dict], world: World) -> dict[str, float | None]:
     n, c = len(records), round(sum(r["grade"] for r in records))
     js = sorted({2**i for i in range(n.bit_length())} | {n})  # 1, 2, 4, .. and n
     said = [r["answer"] for r in records]
-    out = {f"avg@{n}": c / n, f"maj@{n}": majority(said, [r["grade"] for r in records])}
+    grades = [r["grade"] for r in records]
+    out = {f"avg@{n}": c / n, f"maj@{n}": majority(said, grades, world.same)}
     out |= {f"pass@{j}": pass_at(n, c, j) for j in js}
     out["length"] = sum(r["tokens"] for r in records) / n
     out["truncated"] = sum(not r["finished"] for r in records) / n
@@ -146,7 +152,7 @@ def sample_batch(
     G = max(g for g in range(1, min(e.k, c.rows) + 1) if e.k % g == 0)
     repeated = [p for p in part for _ in range(e.k // G)]
     numbers = range(first * (e.k // G), (first + len(part)) * (e.k // G))
-    how = Sampling(c.temperature, top_p=e.top_p)
+    how = Sampling(c.temperature, top_p=e.top_p, top_k=e.top_k)
     seed = seed_of(c.seed, name)
     samples, texts, rewards = ask(model, world, repeated, G, c.max_new, how, seed, numbers, c.rows)
     records, lengths, finished = [], samples.lengths().tolist(), samples.finished.tolist()
@@ -227,10 +233,7 @@ def open_sets(
     c: Config, e: Evaluation
 ) -> tuple[Transformer, World, dict[str, list], dict[str, int]]:
     """(model, world, the problems of every set, how many of each set were too long)."""
-    sets = {}
-    for path in c.data.split(",") if c.data else ():
-        sets[Path(path).stem], counts = read_problems([path], c.skip_bad)
-        print(f"{path}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
+    sets = read_sets(c.data, c.skip_bad)
     model, world = open_world(c, weights.device(c.device), getattr(torch, c.dtype))
     if not c.data:
         sets = {f"countdown-{e.split}": world.splits()[e.split]}
@@ -255,12 +258,15 @@ def measured(c: Config, e: Evaluation, command: str, stop: Callable[[], bool]) -
     device = weights.device(c.device)
     # the same paths may come to hold a model trained further, or other problems
     norm = parallel.full(model, "model.norm.weight").contiguous().view(torch.uint8).cpu().numpy()
-    digests = {"weights": norm, "problems": repr(sets).encode()}
-    mine = {
-        k: getattr(c, k) for k in (*ANYWHERE, *MATHS, *SMALL) if k not in ("out", "tp")
-    } | asdict(e)
-    mine |= {k: hashlib.sha256(v).hexdigest()[:16] for k, v in digests.items()}
-    mine["device"] = str(device)
+    asked = replace(c, group=1, eval_k=e.k, eval_problems=0)
+    rows, table = memory.check(model, world, sets, asked, parallel.here().dp, training=False)
+    if not c.rows and (folder / "config.json").exists():  # they may decide how samples are numbered
+        rows = files.read_json(folder / "config.json").get("rows") or rows
+    c = replace(c, rows=min(parallel.here().gather(rows)))
+    print(table)
+    mine = {k: getattr(c, k) for k in (*ANYWHERE, *MATHS, *SMALL) if k not in ("out", "tp")}
+    mine |= asdict(e) | dict(weights=hashlib.sha256(norm).hexdigest()[:16])
+    mine |= dict(problems=digest([*sets.items()], c), device=str(device))
     for write in (False, True):  # refused where other files are: one may be the data itself
         files.claim(folder, mine, write)
     parallel.here().wait()  # for the folder
@@ -298,17 +304,9 @@ def configure(e: Evaluation, given: dict) -> Config:
     if "model_type" in run:  # a published model's; it says a dtype as well
         run = {}
     inherited = {k: run[k] for k in INHERITED if k in run and k in read}
-    longest = dict(max_new=20480) if given.get("data") else {}
-    c = Config(**longest | inherited | given)
+    c = Config(**flags.defaults(Config, bool(given.get("data"))) | inherited | given)
     flags.check(c)
-    names = [Path(p).stem for p in c.data.split(",")]
-    rules = [
-        ("model", bool(c.model), "given: the folder to evaluate"),
-        ("data", not c.data or all(names), "file names between its commas"),
-        ("data", len(set(names)) == len(names), "files of different names: they name the sets"),
-        ("data", "average" not in names, "files of another name: average is a column of its own"),
-    ]
-    flags.check_rules(c, rules)
+    flags.check_rules(c, [("model", bool(c.model), "given: the folder to evaluate")])
     greedy = ("k", e.k == 1 or c.temperature > 0, "1 at temperature 0: greedy responses are equal")
     flags.check_rules(e, [greedy])
     return c

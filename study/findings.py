@@ -321,7 +321,8 @@ def continued(
     c, world, tokenizer = run.c, run.world, run.world.tokenizer()
     texts = map(tokenizer.decode, starts)
     out = [([], world.reward(p, text)) for p, text in zip(problems, texts, strict=True)]
-    going = [i for i, s in enumerate(starts) if s[-1:] != [tokenizer.eos] and len(s) < c.max_new]
+    ends = tokenizer.stops.values()
+    going = [i for i, s in enumerate(starts) if {*s[-1:]}.isdisjoint(ends) and len(s) < c.max_new]
     if going:
         begun, asked = ([x[i] for i in going] for x in (starts, problems))
         sampled = dict(how=Sampling(c.temperature), seed=seed, rows=c.rows, starts=begun)

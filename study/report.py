@@ -235,7 +235,8 @@ def arms_table(d: dict) -> str:
     rows = []
     for a in d["arms"]:
         t, seeds = a["test"], " ".join(pct(v) for v in a["test"]["per_seed"])
-        rest = f"{t['length']:.0f}", pct(t["truncated"]), pct(t["arithmetic"])
+        true = "" if t["arithmetic"] is None else pct(t["arithmetic"])
+        rest = f"{t['length']:.0f}", pct(t["truncated"]), true
         rows.append([esc(fig.title_of(a)), fig.at(t), seeds, *rest, f"{t['cpu_seconds']:,.0f}"])
     return table("Final models on the test split", head, rows)
 

@@ -4,6 +4,7 @@
 and the study alike.  `open_task` is the one place where flags become a model and problems.
 """
 
+import hashlib
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from random import Random
@@ -15,16 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import parallel
+from infra import files, weights
 from infra.files import UserError
 from infra.weights import check_room, from_pretrained, load_model, published, save_model
 from model import Shape, Transformer
 from rollout import Rollout, Sampling, colour_trace, generate
-from tasks import pretrain
+from tasks import maths, pretrain
 from tasks.countdown import KINDS, Countdown
-from tasks.maths import TEMPLATES, Maths, read_problems, split_by_hash
+from tasks.maths import Maths, template_of
 from tasks.tokenizer import Tokenizer, qwen_tokenizer, word_tokenizer
 
 World = Countdown | Maths
+SPLITS = ("train", "val", "test")
 PERCENTILES = (5, 25, 50, 75, 80, 85, 90, 95, 99)
 
 
@@ -62,7 +65,7 @@ def ask(
 
     `starts`, a list of ids for each problem, are beginnings of responses that are continued; they
     are part of the text and count towards `max_new`.  UserError where the model has no
-    probabilities.
+    probabilities; files.Stopped, on all ranks, when one has waited long enough to stop.
     """
     ranks, tokenizer = parallel.here(), world.tokenizer()
     ranks.doing(f"sampling {k} responses to {len(problems)} problems")
@@ -71,7 +74,10 @@ def ask(
     mine = range(ranks.dp_rank, len(problems), ranks.dp)  # each dp rank asks every dp-th problem
     prompts = [world.encode(problems[i]) + starts[i] for i in mine]
     numbers = [i if numbers is None else numbers[i] for i in mine]
-    samples = generate(model, prompts, k, room, tokenizer.eos, how, seed, numbers, rows, progress)
+    stops = tokenizer.stops.values()
+    samples = generate(model, prompts, k, room, stops, how, seed, numbers, rows, progress)
+    if ranks.any(files.overdue()):
+        raise files.Stopped
     if not (samples.logprobs.isfinite().all() and samples.entropy.isfinite().all()):
         raise UserError("the model's probabilities are not finite: damaged weights, or a high --lr")
     if world.kinds:
@@ -115,21 +121,47 @@ def measure(
     progress: bool = False,
 ) -> tuple[dict, Rollout]:
     """`c.eval_k` samples of each of the first `c.eval_problems`, by default at T=1, always with the
-    same random numbers: accuracy with its 95% interval over clusters of problems, share of true
-    statements, mean length, truncated share; the samples."""
+    same random numbers: accuracy with its 95% interval over clusters of problems, mean length,
+    truncated share, in the small world the share of true statements; the samples."""
     problems, k = problems[: c.eval_problems or None], c.eval_k
     seed = seed_of("measure")
     samples, texts, rewards = ask(
         model, world, problems, k, c.max_new, how, seed, rows=c.rows, progress=progress
     )
     statements = [ok for text in texts for ok in world.statements(text)]
-    return dict(
+    found = dict(
         accuracy=float(rewards.double().mean()),
         interval=interval(rewards.double().view(-1, k).mean(1), map(world.cluster, problems)),
-        arithmetic=sum(statements) / max(len(statements), 1),
         length=samples.lengths().float().mean().item(),
         truncated=1 - samples.finished.float().mean().item(),
-    ), samples
+    )
+    if isinstance(world, Countdown):
+        found["arithmetic"] = sum(statements) / max(len(statements), 1)
+    return found, samples
+
+
+def validate(model: Transformer, world: World, splits: dict[str, list], c: Any) -> dict[str, float]:
+    """The columns of the log about the sets of --eval-data, or else about the held-out "val"."""
+    out = {}
+    for name in [k for k in splits if k not in SPLITS] or ["val"] * bool(splits["val"]):
+        found, _ = measure(model, world, splits[name], c)
+        found["low"], found["high"] = found.pop("interval")
+        out |= {f"{name}_{k}": v for k, v in found.items()}
+    return out
+
+
+def remark(line: dict, c: Any) -> str:
+    """Of a step that had nothing to learn from, by its line of metrics, why, and what to do."""
+    if line["groups"]:
+        return ""
+    why = "each prompt's answers were all right or all wrong: more --prompts, or --group"
+    if line["accuracy"] == 1:
+        why = "all answers were right: take harder problems"
+    if line["accuracy"] == 0:
+        why = "all answers were wrong: check the --template, or take easier problems"
+    if line["accuracy"] == 0 and line["truncated"] > 0.9:
+        why = f"all answers were cut: raise --max-new {c.max_new}, or check the --template"
+    return f"no group was mixed, nothing to learn from: {why}"
 
 
 # ---------------------------------------------------------------------- what was sampled, in words
@@ -222,7 +254,7 @@ def describe(
     percentiles = "  ".join(f"{p} {d[p]:.3f}" for p in ("p50", "p80", "p90", "p99"))
     lines = {
         "accuracy": f"{found['accuracy']:.3f}  95% interval [{low:.3f}, {high:.3f}]",
-        "arithmetic": f"{found['arithmetic']:.3f} of its statements are true",
+        "arithmetic": f"{found.get('arithmetic', 0):.3f} of its statements are true",
         "length": f"{found['length']:.1f} tokens, {found['truncated']:.0%} are cut off",
         "entropy": f"mean {d['mean']:.3f} nats over {len(samples.entropy):,} tokens; percentiles "
         + percentiles,
@@ -232,17 +264,28 @@ def describe(
         "least forking": row(words[::-1]),
         "a trace": trace.strip(),
     }
+    if "arithmetic" not in found:
+        del lines["arithmetic"]
     return "\n  ".join([title, *(f"{name:15s} {text}" for name, text in lines.items())])
 
 
 def show(
-    which: str, model: Transformer, world: World, problems: list, c: Any
+    which: str, model: Transformer, world: World, problems: list, c: Any, keep: Path | None = None
 ) -> dict[str, tuple[dict, Rollout]]:
     """Measure the "base" or the "final" model on test problems and print the table: {which: (what
-    was found, samples)}, empty where there are no problems."""
+    was found, samples)}, empty where there are no problems.  What is in the file `keep` is not
+    measured again."""
     if not problems:
         return {}
+    asked = repr((c.eval_k, problems[: c.eval_problems or None]))
+    kept = weights.load(keep) if keep and keep.exists() else {}
+    if kept.get("asked") == asked:
+        print(f"{which} model, test split: accuracy {kept['found']['accuracy']:.3f}, as measured")
+        return {which: (kept["found"], Rollout(**kept["samples"]))}
     found, samples = measure(model, world, problems, c, progress=True)
+    if keep:
+        on_cpu = {k: x.cpu() for k, x in vars(samples).items()}
+        weights.save(keep, dict(asked=asked, found=found, samples=on_cpu))
     trained = f"after RLVR, --keep {c.keep} --rho {c.rho:g}"
     title = f"{'base model' if which == 'base' else trained}, test split"
     print("\n" + describe(title, found, samples, world.tokenizer()), flush=True)
@@ -250,6 +293,19 @@ def show(
 
 
 # ---------------------------------------------------------------------- from flags to problems
+
+
+def folder_of(c: Any) -> Path:
+    """Where a run is: --out, or a name that says model, data, mask and seed."""
+    data = "+".join(map(maths.set_name, c.data.split(",")))[:60]
+    task = f"{Path(c.model).resolve().name}-{data}-" if c.data else ""
+    return Path(c.out or f"runs/{task}{c.keep}-rho{c.rho:g}-seed{c.seed}")
+
+
+def digest(problems: list, c: Any) -> str:
+    """Of what a run is trained on: the problems as they are put, a template's file included."""
+    put = repr((problems, template_of(c.template, c.system)) if c.data else problems)
+    return hashlib.sha256(put.encode()).hexdigest()[:16]
 
 
 def countdown_of(c: Any) -> Countdown:
@@ -283,8 +339,13 @@ def open_model(
         return model, tokenizer
     if (folder / "metrics.jsonl").exists():
         raise UserError(f"{folder} is a run that has not ended: fork_gpt.py --resume {folder}")
+    if not folder.exists():
+        hub = str(folder) if "/" in str(folder) else f"Qwen/{folder}"
+        get = f"; if it is one of Hugging Face's: hf download {hub} --local-dir {folder.name}"
+        raise UserError(f"{folder}: no such folder" + get * (hub.count("/") == 1))
     if not (folder / "config.json").exists():
         raise UserError(f"{folder}: no model there: neither model.pt nor a published config.json")
+    weights.read_shape(folder / "config.json")  # what is no Qwen3 is said before its tokenizer
     tokenizer = qwen_tokenizer(folder, eos)
 
     def build(shape: Shape) -> Transformer:
@@ -305,8 +366,8 @@ def open_world(
     """The model that --model names and the world it is to be asked in.  UserError where the two do
     not fit."""
     if not c.data and not (Path(c.model) / "model.pt").exists():
-        raise UserError(f"{c.model}: no model of the small world there; others need --data")
-    eos = TEMPLATES[c.template].eos if c.data else None
+        raise UserError(f"{c.model}: no model of the small world there; others need --data FILE")
+    eos = template_of(c.template).eos if c.data else None
     model, tokenizer = open_model(c.model, device, eos, dtype)
     if not c.data:
         world = countdown_of(c)
@@ -316,7 +377,7 @@ def open_world(
     if tokenizer.words:
         raise UserError(f"{c.model} is a model of the small world: it cannot read --data")
     check_room(c.model, c.max_prompt + c.max_new)
-    return model, Maths(tokenizer, c.template, c.verifier)
+    return model, Maths(tokenizer, c.template, c.verifier, c.system)
 
 
 def fitting(world: Maths, problems: Sequence, max_prompt: int) -> list:
@@ -342,12 +403,21 @@ def open_task(
             folder, earlier = pretrain.base_model(recipe_of(c), world, stop)
             model, _ = open_model(folder, device, dtype=dtype)
         return model, world, splits, earlier
-    problems, counts = read_problems(c.data.split(","), c.skip_bad)
+    problems, counts = maths.read_problems(c.data.split(","), c.skip_bad)
+    measured = maths.read_sets(c.eval_data, c.skip_bad)
     model, world = open_world(c, device, dtype)
     fit = fitting(world, problems, c.max_prompt)
-    counts["too long"] = len(problems) - len(fit)
-    print(f"{c.data}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
-    splits = split_by_hash(fit, c.holdout)
+    counts |= {"too long": len(problems) - len(fit)}
+    counts |= {"right only as spelled": sum(maths.only_text(p.answer) for p in fit)}
+    print(f"{c.data}: {maths.told(counts)}; python -m tasks.maths {c.data} says more")
+    splits = maths.split_by_hash(fit, c.holdout)
+    if measured:  # instead of held-out problems; none of them is trained on
+        measured = {name: fitting(world, some, c.max_prompt) for name, some in measured.items()}
+        test = [p for some in measured.values() for p in some]
+        apart = {maths.normal(p.question) for p in test}
+        train = [p for p in fit if maths.normal(p.question) not in apart]
+        print(f"{len(fit) - len(train)} problems of --data are in --eval-data: not trained on")
+        splits = dict(train=train, val=[], test=test) | measured
     if not splits["train"]:
         raise UserError(f"{c.data}: no problem left to train on; see the counts above")
     return model, world, splits, earlier
@@ -357,7 +427,7 @@ def save(folder: Path, model: Transformer, world: World, c: Any) -> None:
     """What a run leaves: FOLDER/model, like the published folder that it came from, in the dtype
     that computed; or FOLDER/model.pt of the small world."""
     if c.data:
-        eos = world.tokenizer().eos
-        parallel.export(model, c.model, folder / "model", eos, getattr(torch, c.dtype))
+        ends = world.generation(c.temperature)
+        parallel.export(model, c.model, folder / "model", ends, getattr(torch, c.dtype))
     else:
         save_model(folder, model.full_shape, world.tokenizer().words, parallel.state_of(model))

@@ -291,6 +291,10 @@ class Countdown:
             return None
         return answer.removesuffix(EOS).strip()
 
+    def same(self, a: str, b: str) -> bool:
+        """Whether two answers are one vote."""
+        return a == b
+
     def statements(self, text: str) -> list[bool]:
         """Of every statement "a op b = c" in a trace, whether it is true."""
         found = re.findall(r"\b(\d{1,6} [-+*/] \d{1,6}) = (\d{1,6})\b", self.plain(text))

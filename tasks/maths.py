@@ -1,52 +1,76 @@
 """Mathematics problems read from files, put by a template and graded by `verify.py`.
 
-    python -m tasks.maths FILE... [--skip-bad]  # what is in the files, and the first problem
+    python -m tasks.maths FILE... [--template NAME]   # what is in them, and what to do about it
 
-One JSON object a line (or a row of parquet) in any of the usual forms:
+One JSON object a line, a JSON array of them, or rows of parquet, in any of the usual forms:
 
     {"problem": "What is 1 + 1?", "answer": 2}                            DAPO, AIME, AMC
     {"question": "...", "answer": "48 / 2 = 24 ... #### 72"}              GSM8K
     {"problem": "...", "solution": "... it is $\\boxed{5}$."}             MATH, Minerva
     {"question": "...", "solution": ["..."], "final_answer": ["$3$"]}     OlympiadBench
     {"prompt": [{"role": "user", "content": "..."}], "reward_model": {"ground_truth": "34"}}   verl
+    [{"from": "human", "value": "..."}, {"from": "assistant", "ground_truth": {"value": "5"}}]   ORZ
+    {"Body": "Ann has 2.", "Question": "And half of it?", "Answer": 1.0}  SVAMP, ASDiv
+    {"question": "...", "choices": ["2", "4"], "answer": 1}               MMLU, AQuA: the gold is B
 
-The question is the first there is of `problem`, `question` and `prompt`.  Those there are of
-`answer`, `final_answer`, `gold` and `reward_model.ground_truth` must agree; without them it is
-`label`, then what `solution` ends with (its last box).  Nothing is guessed: a line that is no
-problem stops the reading or, with --skip-bad, is counted.
+Names are read in lower case.  The question is the first there is of QUESTIONS, after what stands in
+BEFORE; choices follow as lettered lines.  The golds there are of ANSWERS must agree; without them
+it is the first of OTHERWISE, then what `solution` or the last turn of a chat ends with: its boxes,
+or what it calls the answer.  Instructions that data sets put around a question are taken off: the
+template says how to answer.  Nothing is guessed: a line that is no problem stops the reading or,
+with --skip-bad, is counted by what is wrong with it.
 """
 
-import cmath
+import argparse
 import hashlib
+import json
 import math
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import verify
+from infra import files
 from infra.files import UserError, parse_json
 from tasks.tokenizer import Tokenizer
 
 MAX_LINE = 500_000  # bytes of a line; few problems have 10,000, and a 2 GB line is never held
-QUESTIONS = ("problem", "question", "prompt")
-ANSWERS = ("answer", "final_answer", "gold")
-IDS = ("id", "index", "unique_id")
-# what DAPO's files say around each problem, with `$Answer` or `\boxed{$Answer}`
-DAPO_START = re.compile(
+BEFORE = ("instruction", "passage", "context", "body")
+QUESTIONS = ("problem", "question", "prompt", "messages", "conversations", "input")
+CHOICES = ("choices", "options")
+ANSWERS = ("answer", "final_answer", "gold", "expected_answer", "ground_truth")
+OTHERWISE = ("target", "label", "correct", "answerkey")  # may be of another kind beside an answer
+NO_GOLD = ("", "nan", "none", "null", "n/a", "notfound", "proof")
+LETTERS = "ABCDEFGHIJ"
+LETTER = re.compile(r"\(?\b([A-Ja-j])\s?[).:](?:\s|$)|([A-Ja-j])$")  # (A), "B) 5", "c"
+# what data sets say around a problem: DAPO's with `$Answer` or `\boxed{$Answer}`, verl's, PRIME's
+START = re.compile(
     r"Solve the following math problem step by step\. The last line of your response should be of"
     r' the form "?Answer: [^\n]*\n\n'
 )
-DAPO_END = re.compile(r'\n\nRemember to put your answer on its own line after "?Answer:[^\n]*\Z')
+END = re.compile(
+    r'\n\nRemember to put your answer on its own line after "?Answer:[^\n]*\Z'
+    r"|\s*(?:(?:Let['’]s think|Please (?:think|reason)) step by step[,.]?|Present the answer in"
+    r" (?i:latex) format:)[^.\n]{0,60}(?:\\boxed\{[^{}]{0,20}\}|\"?####\"?)\.?\s*\Z"
+)
+PROOF = re.compile(r"(?im)^\W*proof\b")
+WORDS = re.compile(r"\\(?:text\w*|math\w+|mbox)|[{}$\s]")
+
+
+class Bad(ValueError):
+    """A record that is no problem: what kind of thing is wrong, and what in it."""
 
 
 @dataclass(frozen=True)
 class MathProblem:
-    """`answer` as it stands in the file `source`, out of its `\\boxed{}` or `####`."""
+    """`answer` as it stands in the set `source`, out of its `\\boxed{}` or `####`."""
 
     question: str
     answer: str
@@ -55,75 +79,123 @@ class MathProblem:
 
 @dataclass(frozen=True)
 class Template:
-    """What stands around the `{question}`, the token that ends a text, and the modes of
-    `verify.grade` that find the answer asked for, the usual one first."""
+    """What stands around the `{problem}`, the token that ends a text, the modes of `verify.grade`
+    that find the answer asked for, the usual one first, and whether thoughts come before it."""
 
     text: str
     eos: str
     verifiers: tuple[str, ...]
+    thinks: bool = False
 
     @property
     def verifier(self) -> str:
         return self.verifiers[0]
 
 
-BOXED = "{question}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
+BOXED = "{problem}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
 CHAT = f"<|im_start|>user\n{BOXED}<|im_end|>\n<|im_start|>assistant\n"
 LINE = (  # as DAPO asks for it: the answer alone on a line that its rule of strings can find
-    "{question}\nPlease reason step by step, and end with a line of the form Answer: followed by "
+    "{problem}\nPlease reason step by step, and end with a line of the form Answer: followed by "
     "nothing but your final answer."
 )
+BOXES, LINES = ("boxed", "auto"), ("answer", "dapo", "auto")
 TEMPLATES = {
-    "boxed": Template(f"User:\n{BOXED}\n\nAssistant:\n", "<|endoftext|>", ("boxed", "auto")),
-    "answer": Template(
-        f"User:\n{LINE}\n\nAssistant:\n", "<|endoftext|>", ("answer", "dapo", "auto")
-    ),
+    "boxed": Template(f"User:\n{BOXED}\n\nAssistant:\n", "<|endoftext|>", BOXES),
+    "answer": Template(f"User:\n{LINE}\n\nAssistant:\n", "<|endoftext|>", LINES),
     # Qwen3's own markup; an empty thought is how it is told not to think
-    "chat": Template(f"{CHAT}<think>\n\n</think>\n\n", "<|im_end|>", ("boxed", "auto")),
-    "think": Template(CHAT, "<|im_end|>", ("boxed", "auto")),
+    "chat": Template(f"{CHAT}<think>\n\n</think>\n\n", "<|im_end|>", BOXES),
+    "think": Template(CHAT, "<|im_end|>", BOXES, thinks=True),
+    # the 2507 models: Instruct never thinks, Thinking always does, and its prompt opens the thought
+    "instruct": Template(CHAT, "<|im_end|>", BOXES),
+    "thinking": Template(f"{CHAT}<think>\n", "<|im_end|>", BOXES, thinks=True),
 }
+FORMS = (*TEMPLATES, "FILE")  # what --template may be
+
+
+@cache
+def template_of(name: str, system: str = "") -> Template:
+    """One of TEMPLATES, a chat with a system prompt, or a file with a whole conversation: in it
+    `{problem}` and, where the model writes, `{response}` and the token that ends a text:
+
+        Q: {problem} Put the answer in \\boxed{}.
+        A: {response}<|endoftext|>
+    """
+    form = TEMPLATES[name] if name in TEMPLATES else template_in(Path(name))
+    if system and not (name in TEMPLATES and form.text.startswith("<|im_start|>")):
+        raise UserError(f"--template {name} has no place for a --system")
+    if system:
+        form = replace(form, text=f"<|im_start|>system\n{braced(system)}<|im_end|>\n{form.text}")
+    return form
+
+
+def template_in(path: Path) -> Template:
+    """The template in a file.  UserError."""
+    if not path.is_file():
+        raise UserError(f"--template {path}: it is no file and none of {', '.join(TEMPLATES)}")
+    text = files.read_bytes(path).decode(errors="replace").replace("\r\n", "\n")
+    text, written, end = text.partition("{response}")
+    eos = re.match(r"<[^<>\s]+>", end)
+    if not written or not eos or text.count("{problem}") != 1:
+        what = "{problem} once and then {response} with the token behind it that ends a text"
+        raise UserError(f"{path}: a template has {what}, as {{response}}<|im_end|>")
+    modes = BOXES if "boxed" in text else LINES[:1] if "Answer:" in text else ("auto",)
+    text = braced(text).replace("{{problem}}", "{problem}")
+    return Template(text, eos[0], modes, text.rstrip().endswith("<think>"))
+
+
+def braced(text: str) -> str:
+    """A text as it stands in a template."""
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 @dataclass(frozen=True)
 class Maths:
-    """Problems put by a template of TEMPLATES to a model of this tokenizer, graded by `verify`.
+    """Problems put by a template to a model of this tokenizer, graded by `verify`.
 
-    `verifier` is a mode of `verify.grade`, by default the template's.  Raises UserError where the
-    two do not fit (every reward would be 0) or the tokenizer lacks a token of the template.
+    `template` names one of TEMPLATES or a file; `verifier` is a mode of `verify.grade`, by default
+    the template's; `system` is a chat template's system prompt.  Raises UserError where they do not
+    fit (every reward would be 0) or the tokenizer lacks a token of the template.
     """
 
     vocabulary: Tokenizer
     template: str = "boxed"
     verifier: str = ""
+    system: str = ""
 
     def __post_init__(self) -> None:
-        if self.template not in TEMPLATES:
-            raise UserError(f"template {self.template!r} is none of {', '.join(TEMPLATES)}")
-        form, added = TEMPLATES[self.template], self.vocabulary.added
+        form, added = self.form, self.vocabulary.added
         if self.verifier not in ("", *form.verifiers):
             fitting = ", ".join(form.verifiers)
             raise UserError(
-                f"verifier {self.verifier!r} cannot find the answers that template "
-                f"{self.template!r} asks for: all rewards would be 0; take one of {fitting}"
+                f"--verifier {self.verifier} cannot find the answers that --template "
+                f"{self.template} asks for: all rewards would be 0; take one of {fitting}"
             )
-        for token in [*re.findall(r"<[^<>\s]+>", form.text), form.eos]:
+        for token in [*re.findall(r"<\|[^<>\s]+\|>|</?think>", form.text), form.eos]:
             if token not in added:
-                raise UserError(f"template {self.template!r}: the tokenizer has no {token}")
+                raise UserError(f"--template {self.template}: the tokenizer has no {token}")
         if added[form.eos] != self.vocabulary.eos:
-            raise UserError(f"template {self.template!r}: the tokenizer's eos is not {form.eos}")
+            raise UserError(f"--template {self.template}: the tokenizer's eos is not {form.eos}")
+
+    @property
+    def form(self) -> Template:
+        return template_of(self.template, self.system)
 
     def tokenizer(self) -> Tokenizer:
         return self.vocabulary
 
+    def generation(self, temperature: float) -> dict:
+        """A generation_config.json for what was trained in this template: where a text ends, and
+        that tokens are drawn from the whole distribution."""
+        ends = [self.vocabulary.eos, *self.vocabulary.stops.values()]
+        out = dict(eos_token_id=list(dict.fromkeys(ends)), do_sample=True)
+        return out | dict(temperature=temperature, top_p=1.0, top_k=0)
+
     def encode(self, problem: MathProblem) -> list[int]:
         """The prompt's ids; special tokens that the question spells out stay plain text."""
-        return self.vocabulary.encode_template(
-            TEMPLATES[self.template].text, question=problem.question
-        )
+        return self.vocabulary.encode_template(self.form.text, problem=problem.question)
 
     def name(self, problem: MathProblem) -> str:
-        """What tells this problem from all others: its file and 12 digits of its question's
-        hash."""
+        """What tells this problem from all others: its set and 12 digits of its question's hash."""
         return f"{problem.source}:{_hash(problem.question)[:12]}"
 
     def cluster(self, problem: MathProblem) -> str:
@@ -145,175 +217,246 @@ class Maths:
         return float(verify.grade(self._said(text), problem.answer, self._mode()))
 
     def answer(self, problem: MathProblem, text: str) -> str | None:
-        """The response's final answer in a form that equal answers share, or None: 1/2 and 0.5 are
-        one, and so are 5, x = 5 and 5 cm, since the grader lets name and unit be away."""
+        """The response's final answer as it is written, or None: which are equal says `same`."""
         said, mode = self._said(text), self._mode()
         found = verify.extract(said, mode)
         if found is None and verify.grade(said, said, mode):
-            found = said  # `auto` takes a response of one short line for the answer itself
-        if found is None:
-            return None
-        if mode == "dapo":
-            return verify.dapo_normalize(found)
-        return _key(verify.read(found)) or None
+            found = said.strip()  # `auto` takes a response of one short line for the answer itself
+        return verify.dapo_normalize(found) if found and mode == "dapo" else found
+
+    def same(self, a: str, b: str) -> bool:
+        """Whether two answers are one vote: 1/2 and 0.5 are, and so are 5, x = 5 and 5 cm, since
+        the grader lets name and unit be away."""
+        return a == b if self._mode() == "dapo" else _equal(a, b)
 
     def _mode(self) -> str:
-        return self.verifier or TEMPLATES[self.template].verifier
+        return self.verifier or self.form.verifier
 
     def _said(self, text: str) -> str:
         """A response without its end-of-text token, and after its thoughts; "" before their end."""
-        text = text.removesuffix(TEMPLATES[self.template].eos)
-        if self.template != "think":
+        ends = "|".join(map(re.escape, self.vocabulary.stops))
+        text = re.sub(f"(?:{ends})\\Z", "", text)
+        if not self.form.thinks:
             return text
         _, ended, said = text.rpartition("</think>")
         return said if ended and "<think>" not in said else ""
 
 
-def _key(value: verify.Value) -> str:
-    """A string that equal values share, the same in every process."""
-    if isinstance(value, verify.Scalar):
-        at = [_digits(x) for x in value.at]
-        return ", ".join(at if len({*at}) > 1 else at[:1])
-    if value.kind == "text":
-        return value.items[0]
-    items = [_key(item) for item in value.items]
-    if value.kind in ("list", "set", "∪"):
-        return " ; ".join(sorted(items))
-    return f"{value.kind} {' ; '.join(items)}"
-
-
-def _digits(x: Fraction | complex) -> str:
-    """A fraction as it is, a double as the simple one beside it or to 9 digits: sqrt(4) is 2."""
-    if isinstance(x, Fraction) or not cmath.isfinite(x):
-        return str(x)
-    simple = [Fraction(part).limit_denominator(1000) for part in (x.real, x.imag)]
-    pairs = zip(simple, (x.real, x.imag), strict=True)
-    real, imag = [str(s) if abs(s - d) <= 1e-12 * abs(x) else f"{d:.9g}" for s, d in pairs]
-    return real if imag == "0" else f"{real} + {imag} i"
-
-
-def _normal(question: str) -> str:
+def normal(question: str) -> str:
     """What makes two questions one: NFC, and each run of whitespace a single space."""
     return " ".join(unicodedata.normalize("NFC", question).split())
 
 
 def _hash(question: str) -> str:
-    return hashlib.sha256(_normal(question).encode()).hexdigest()
+    return hashlib.sha256(normal(question).encode()).hexdigest()
+
+
+def _equal(a: str, b: str, how: Callable = all) -> bool:
+    """Whether the grader takes each of two answers for the other; `any`: one for the other."""
+    return a == b or how(verify.grade(f"\\boxed{{{x}}}", y) for x, y in ((a, b), (b, a)))
+
+
+def _value(gold: str) -> bool:
+    """Whether the grader reads a gold as a value, not as words."""
+    value = verify.read(gold)
+    return isinstance(value, verify.Scalar) or value.kind != "text"
+
+
+def only_text(gold: str) -> bool:
+    """Whether nothing but a gold's own spelling is right: mathematics that the grader cannot
+    read.  Words and names are read as what they are."""
+    words = re.fullmatch(r"[^\W\d_]+(?:[-'., ]+[^\W\d_]+)*\.?", WORDS.sub("", gold))
+    return not words and not _value(gold)
+
+
+# ---------------------------------------------------------------------- from files to problems
+
+
+def set_name(path: str | Path) -> str:
+    """What a file's problems are called: its name, or of NAME/test.jsonl its folder's."""
+    path = Path(path)
+    plain = path.stem in ("test", "train", "val", "valid", "validation", "dev", "eval", "data")
+    return path.resolve().parent.name if plain else path.stem
 
 
 def read_problems(
     paths: Iterable[str | Path], skip_bad: bool = False
 ) -> tuple[list[MathProblem], dict[str, int]]:
-    """Problems of JSONL and parquet files, each question once, and the counts "lines", "bad" and
-    "duplicates".
+    """Problems of files, each question once, and counts: "lines", "bad", "duplicates", and the bad
+    ones by kind.
 
     Raises UserError, one line with the file, the line and what is wrong, for a file that cannot be
-    read or is empty and, unless `skip_bad`, for bad lines: the first of them, and how many there
-    are.  Bad is what is no problem, an answer that `verify.grade` does not accept for itself, an
-    earlier question with another answer, and an id that an earlier problem of the file has.
+    read or is empty and, unless `skip_bad`, for bad lines: the first of them, and how many of which
+    kind there are.  Bad is what is no problem, an answer that `verify.grade` does not accept for
+    itself, and an earlier question with another answer.
     """
-    counts, first_bad = dict(lines=0, bad=0, duplicates=0), ""
+    problems, counts, bad = _read(paths)
+    if bad and not skip_bad:
+        kinds = told({kind: counts[kind] for kind in bad})
+        many = f"{counts['bad']} bad of {counts['lines']} lines: {kinds}"
+        raise UserError(f"{next(iter(bad.values()))} ({many}; --skip-bad leaves them out)")
+    return problems, counts
+
+
+def _read(paths: Iterable[str | Path]) -> tuple[list[MathProblem], dict[str, int], dict[str, str]]:
+    """Problems, counts, and of each kind of bad line the first, in their order."""
+    counts, kinds, bad = dict(lines=0, bad=0, duplicates=0), Counter(), {}
     seen: dict[str, tuple[MathProblem, str]] = {}  # normal question -> the problem and its place
     for path in map(Path, paths):
-        kind, rows = ("row", _parquet) if path.suffix == ".parquet" else ("line", _lines)
-        before, ids = counts["lines"], {}  # ids of this file: two files may both count from 0
-        for number, row in rows(path):
+        before = counts["lines"]
+        for where, row in _rows(path):
             counts["lines"] += 1
-            where = f"{path}, {kind} {number}"
             try:
-                record = _record(row) if isinstance(row, bytes) else row
-                problem = MathProblem(_question(record), _answer(record), path.name)
-                key = _normal(problem.question)
-                if key in seen:
-                    same, there = seen[key]
-                    if not _agree(problem.answer, same.answer):
-                        raise ValueError(
-                            f"the answer {_short(problem.answer)}, but {there} has the same "
-                            f"question with {_short(same.answer)}"
-                        )
-                    counts["duplicates"] += 1
+                record = _record(row)
+                problem = MathProblem(_question(record), _answer(record), set_name(path))
+                answer, key = _short(problem.answer), normal(problem.question)
+                if key not in seen:
+                    if not verify.grade(f"\\boxed{{{problem.answer}}}", problem.answer):
+                        raise Bad("unverifiable", f"the answer {answer} cannot be verified")
+                    seen[key] = problem, where
                     continue
-                if not verify.grade(f"\\boxed{{{problem.answer}}}", problem.answer):
-                    raise ValueError(f"the answer {_short(problem.answer)} cannot be verified")
-                for name in IDS:
-                    if record.get(name) is not None:
-                        mark = (name, repr(record[name]))
-                        if mark in ids:
-                            raise ValueError(f"{name} {_short(record[name])} is {ids[mark]}'s too")
-                        ids[mark] = where
+                same, there = seen[key]
+                if not _equal(problem.answer, same.answer, any):
+                    other = f"{there} has the same question with {_short(same.answer)}"
+                    raise Bad("contradictions", f"the answer {answer}, but {other}")
+                counts["duplicates"] += 1
             except (ValueError, RecursionError) as e:
-                counts["bad"] += 1
-                first_bad = first_bad or f"{where}: {e}"
-                continue
-            seen[key] = problem, where
+                kind, why = e.args if isinstance(e, Bad) else ("unreadable", e)
+                kinds[kind] += 1
+                bad.setdefault(kind, f"{where}: {why}")
         if counts["lines"] == before:
             raise UserError(f"{path}: is empty")
-    if first_bad and not skip_bad:
-        many = f" ({counts['bad']} bad of {counts['lines']} lines; --skip-bad leaves them out)"
-        raise UserError(first_bad + many)
-    return [problem for problem, _ in seen.values()], counts
+    counts["bad"] = kinds.total()
+    return [problem for problem, _ in seen.values()], counts | dict(kinds), bad
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file that are not blank, with their numbers; of one over MAX_LINE only the
-    start, so that memory stays bounded whatever the file."""
+def read_sets(paths: str, skip_bad: bool = False) -> dict[str, list[MathProblem]]:
+    """The problems of some files, named by commas, under the names of their sets.  UserError for
+    two files of one name."""
+    sets = {}
+    for path in paths.split(",") if paths else ():
+        name = set_name(path)
+        if name in sets or not path or name in ("train", "val", "test", "average"):
+            raise UserError(f"{path!r}: every set needs a name of its own, and {name!r} is none")
+        sets[name], counts = read_problems([path], skip_bad)
+        print(f"{path}: {told(counts)}")
+    return sets
+
+
+def told(counts: dict[str, int]) -> str:
+    """Counts in words."""
+    return ", ".join(f"{n:,} {what}" for what, n in counts.items())
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """What stands in a file, each with its place: a parquet file's rows, a JSON array's items, or
+    the lines that are not blank; of a line over MAX_LINE only the start, so that memory stays
+    bounded whatever the file."""
+    if path.suffix == ".parquet":
+        yield from ((f"{path}, row {i}", row) for i, row in enumerate(_parquet(path), 1))
+        return
     try:
+        with open(path, "rb") as file:
+            start = file.read(200).lstrip(b"\xef\xbb\xbf \t\r\n")
+        if start.startswith(files.POINTER):
+            files.read_bytes(path)  # says so
+        if start.startswith(b"[") and path.stat().st_size <= files.SIZE_LIMIT:
+            with suppress(ValueError):  # where every line is a chat, together they are no JSON
+                for i, item in enumerate(parse_json(path.read_bytes()), 1):
+                    yield f"{path}, item {i}", item
+                return
         with open(path, "rb") as file:
             number = 0
             while line := file.readline(MAX_LINE + 1):
                 number += 1
                 if line.strip():
-                    yield number, line
+                    yield f"{path}, line {number}", line
                 while len(line) > MAX_LINE and not line.endswith(b"\n"):
                     line = file.readline(MAX_LINE + 1) or b"\n"
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}") from None
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, dict]]:
-    """The rows of a parquet file with their numbers."""
+def _parquet(path: Path) -> Iterator[dict]:
+    """The rows of a parquet file."""
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise UserError(f"{path}: to read parquet: pip install pyarrow, or use JSONL") from None
     try:
-        batches = ParquetFile(path).iter_batches()
-        rows = (row for batch in batches for row in batch.to_pylist())
-        yield from enumerate(rows, 1)
+        yield from (row for batch in ParquetFile(path).iter_batches() for row in batch.to_pylist())
     except (OSError, ValueError) as e:  # pyarrow's own errors are both of these
         raise UserError(f"{path}: {' '.join(str(e).split())[:200]}") from None
 
 
-def _record(line: bytes) -> dict:
-    """One line of JSON.  Raises ValueError unless it is an object of at most MAX_LINE bytes, in
-    UTF-8, without a name twice."""
-    if len(line) > MAX_LINE:
-        raise ValueError(f"is longer than {MAX_LINE:,} bytes; one problem a line is needed")
+def _record(row: Any) -> dict:
+    """A line of JSON, or what was one, by lower-case names; a chat alone is its `messages`.  Raises
+    ValueError unless it is an object of at most MAX_LINE bytes, in UTF-8, no name twice."""
+    if type(row) is bytes:
+        if len(row) > MAX_LINE:
+            raise ValueError(f"is longer than {MAX_LINE:,} bytes; one problem a line is needed")
+        row = parse_json(row)  # a byte order mark is no part of the text
+    if type(row) is list and row and all(type(m) is dict and {"from", "role"} & {*m} for m in row):
+        row = dict(messages=row)
+    if type(row) is not dict:
+        raise ValueError(f"is no JSON object but {_short(row)}; one problem a line is needed")
+    return {k.lower(): v for k, v in row.items()} | row
 
-    record = parse_json(line)  # a byte order mark is no part of the text
-    if type(record) is not dict:
-        raise ValueError(f"is no JSON object but {_short(record)}; one problem a line is needed")
-    return record
+
+def _turns(chat: Any, *who: str) -> list[dict]:
+    """The turns of some in a chat, of either spelling, each with its `text`."""
+    turns = [m for m in chat if type(m) is dict] if type(chat) is list else []
+    said = [m | dict(text=m.get("content", m.get("value"))) for m in turns]
+    return [m for m in said if m.get("role", m.get("from")) in who]
 
 
 def _question(record: dict) -> str:
-    """A record's question, out of a chat and out of DAPO's prompt.  Raises ValueError."""
+    """A record's whole question, without what a data set says around it.  Raises ValueError."""
     name = next((name for name in QUESTIONS if record.get(name) is not None), None)
     if name is None:
-        raise ValueError(f"has none of {', '.join(QUESTIONS)}, only {_short(list(record))}")
+        has = f"has none of {', '.join(QUESTIONS)}, only {_short(list(record))}"
+        raise Bad("without a question", has)
     text = record[name]
-    if type(text) is list:  # a chat
-        said = [m.get("content") for m in text if type(m) is dict and m.get("role") == "user"]
-        text = said[-1] if said else None
+    if type(text) is list:
+        users = _turns(text, "user", "human")
+        text = users[-1]["text"] if users else None
     text = text.strip() if type(text) is str else ""
-    if wrapped := DAPO_START.match(text):
-        text = DAPO_END.sub("", text[wrapped.end() :]).strip()
+    if wrapped := START.match(text):
+        text = text[wrapped.end() :]
+    text = (text[:-400] + END.sub("", text[-400:])).strip()  # of endless spaces only these
     if not text:
-        raise ValueError(f"{name} is no text and no chat with one: {_short(record[name])}")
+        why = f"{name} is no text and no chat with one: {_short(record[name])}"
+        raise Bad("without a question", why)
+    if "<|im_start|>" in text:
+        raise Bad("in a template", f"{name} is in a chat template already: give the bare question")
+    for other in BEFORE[::-1]:
+        if (start := record.get(other)) and other != name:
+            if type(start) is not str:
+                raise Bad("without a question", f"{other} is no text: {_short(start)}")
+            text = f"{start.strip()}\n{text}"
+    for letter, choice in zip(LETTERS, _choices(record), strict=False):
+        text += f"\n{letter}) {choice}"
     if len(text) > MAX_LINE:
-        raise ValueError(f"{name} has {len(text):,} characters")
+        raise Bad("without a question", f"{name} has {len(text):,} characters")
     text.encode()  # half of a surrogate pair is a UnicodeEncodeError, which is a ValueError
     return text
+
+
+def _choices(record: dict) -> list[str | float]:
+    """A record's choices, texts or numbers, in their order and without letters; none where it has
+    none.  Raises ValueError for what is no list of them."""
+    name = next((name for name in CHOICES if record.get(name)), None)
+    given = record.get(name)
+    if type(given) is dict and "".join(given).upper() == LETTERS[: len(given)]:
+        given = list(given.values())
+    good = type(given) is list and 2 <= len(given) <= len(LETTERS)
+    if name and not (good and all(type(x) in (str, int, float) for x in given)):
+        raise Bad("with odd choices", f"{name} is no list of choices: {_short(record[name])}")
+    texts = [x.strip() if type(x) is str else x for x in given or []]
+    lead = [rf"\(?{x}[).:]\s*" for x in LETTERS[: len(texts)]]
+    if not all(type(x) is str and re.match(r, x) for r, x in zip(lead, texts, strict=True)):
+        return texts
+    return [re.sub(r, "", x, count=1) for r, x in zip(lead, texts, strict=True)]  # own letters
 
 
 def _answer(record: dict) -> str:
@@ -322,47 +465,84 @@ def _answer(record: dict) -> str:
     found = {name: record[name] for name in ANSWERS if record.get(name) is not None}
     model = record.get("reward_model")
     if type(model) is dict and model.get("ground_truth") is not None:
-        found["ground_truth"] = model["ground_truth"]
-    for name in ("label", "solution"):  # a label may be of another kind, a solution a second one
-        if not found and record.get(name) is not None:
-            found[name] = record[name]
+        found["reward_model.ground_truth"] = model["ground_truth"]
+    chats = [record[n] for n in QUESTIONS[2:5] if type(record.get(n)) is list]
+    ends = [turn for chat in chats for turn in _turns(chat[-1:], "assistant", "gpt")]
+    for turn in ends:
+        if turn.get("ground_truth") is not None:
+            found["ground_truth of a turn"] = turn["ground_truth"]
+    more = {name: record.get(name) for name in (*OTHERWISE, "solution")}
+    for name, value in (more | dict(chat=ends[0]["text"] if ends else None)).items():
+        if not found and value is not None:
+            found[name] = value
     if not found:
-        names = ", ".join((*ANSWERS, "reward_model.ground_truth", "label", "solution"))
-        raise ValueError(f"has none of {names}, only {_short(list(record))}")
-    answers = {name: _gold(name, value) for name, value in found.items()}
+        names = ", ".join((*ANSWERS, "reward_model.ground_truth", *OTHERWISE, "solution"))
+        raise Bad("without a gold", f"has none of {names}, only {_short(list(record))}")
+    choices = _choices(record)
+    answers = {name: _gold(name, value, choices) for name, value in found.items()}
     (name, answer), *others = answers.items()
     for other, value in others:
-        if not _agree(answer, value):
-            raise ValueError(f"{name} is {_short(answer)}, {other} is {_short(value)}")
+        if not _equal(answer, value, any):
+            raise Bad("contradictions", f"{name} is {_short(answer)}, {other} is {_short(value)}")
     return answer
 
 
-def _gold(name: str, value: Any) -> str:
-    """The answer in one field: a text, a number, or a list of one of these."""
-    if type(value) is list and len(value) == 1:
+def _gold(name: str, value: Any, choices: list[str]) -> str:
+    """The answer in one field: a text, a number, or a list of one of these, also one written as
+    JSON; where there are choices, a letter."""
+    if type(value) is dict and [*value] == ["value"]:
+        value = value["value"]
+    if type(value) is str and re.match(r'\s*\["', value):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            pass  # no list after all
+    if type(value) is list and len(value) > 1:
+        raise Bad("with several golds", f"{name} has {len(value)} answers: {_short(value)}")
+    if type(value) is list and value:
         value = value[0]
     if type(value) is float and value.is_integer() and abs(value) < 1e15:
         value = int(value)  # the 27.0 of a table is 27 to a verifier of strings
+    if choices and type(value) in (int, float):
+        return _letter(name, value, choices)
     if type(value) is int or (type(value) is float and math.isfinite(value)):
-        return str(value)
-    if type(value) is not str:
-        raise ValueError(f"{name} is no text and no number: {_short(value)}")
+        value = str(value)
+    elif type(value) is not str:
+        raise Bad("without a gold", f"{name} is no text and no number: {_short(value)}")
     value.encode()
     text = value.strip()
+    if name in ("solution", "chat"):
+        text = text[: proof.start()] if (proof := PROOF.search(text)) else text
     if "####" in text:
         text = text.rpartition("####")[2].strip()
     elif re.search(r"\\(?:boxed|fbox)\b", text):
-        text = verify.extract(text, "boxed") or ""
-    elif name == "solution":
-        short = text if "\n" not in text and len(text) <= 200 else ""
-        text = (verify.extract(text) or short).strip("$ ")  # "The answer is $7$." leaves one
-    if text.lower() in ("", "nan"):
-        raise ValueError(f"{name} is empty or names no final answer: {_short(value)}")
-    return text
+        text = _boxed(text)
+    elif name in ("solution", "chat"):
+        text = (verify.extract(text) or (text if _value(text) else "")).strip("$ ")
+    if WORDS.sub("", text).strip(".").lower() in NO_GOLD or PROOF.match(text):
+        raise Bad("without a gold", f"{name} is empty or names no final answer: {_short(value)}")
+    return _letter(name, text, choices) if choices else text
 
 
-def _agree(a: str, b: str) -> bool:
-    return a == b or verify.grade(f"\\boxed{{{a}}}", b) or verify.grade(f"\\boxed{{{b}}}", a)
+def _boxed(text: str) -> str:
+    """What the last boxes of a solution say together: joined ones are a list of what differs."""
+    parts = (verify._joined_boxes(text) or verify.extract(text, "boxed") or "").split(" ; ")
+    kept = [x for i, x in enumerate(parts) if not any(_equal(x, y) for y in parts[:i])]
+    return " ; ".join(kept)
+
+
+def _letter(name: str, value: str | float, choices: list) -> str:
+    """The letter of the choice that is meant: by its text, its letter, or its number from 0."""
+    meant = {i for i, x in enumerate(choices) if x == value}
+    letter = LETTER.match(value) if type(value) is str else None
+    if letter and not meant:
+        meant = {LETTERS.index((letter[1] or letter[2]).upper())}
+    elif re.fullmatch(r"\d", str(value)) and (type(value) is int or not meant):
+        meant |= {int(value)}
+    if len(meant) != 1 or max(meant) >= len(choices):
+        which = "may be several" if len(meant) > 1 else "is none"
+        raise Bad("with odd choices", f"{name} {_short(value)} {which} of {len(choices)} choices")
+    return LETTERS[meant.pop()]
 
 
 def _short(value: Any) -> str:
@@ -382,23 +562,30 @@ def split_by_hash(problems: Sequence[MathProblem], holdout: float) -> dict[str, 
 
 
 def main(argv: list[str]) -> int:
-    """The command line: what is in the files, how it is split, and the first problem."""
-    try:
-        paths = [a for a in argv if a != "--skip-bad"]
-        if not paths:
-            raise UserError("name a file: python -m tasks.maths FILE... [--skip-bad]")
-        problems, counts = read_problems(paths, "--skip-bad" in argv)
-    except UserError as e:
-        print(f"tasks: {e}", file=sys.stderr)
-        return 2
-    print(", ".join(f"{n} {what}" for what, n in counts.items()) + f"; {len(problems)} problems")
-    splits = split_by_hash(problems, 0.02)
-    print("at --holdout 0.02: " + ", ".join(f"{len(p)} {name}" for name, p in splits.items()))
-    for problem in problems[:1]:
-        print("\n" + TEMPLATES["boxed"].text.format(question=problem.question), end="")
-        print(f"\n(answer: {problem.answer}; from {problem.source})")
+    """The command line: what is in the files, the first problem as it is put, what to do."""
+    parser = argparse.ArgumentParser(prog="python -m tasks.maths", description=__doc__)
+    parser.add_argument("files", nargs="+", metavar="FILE")
+    parser.add_argument("--template", default="boxed", help="as fork_gpt.py's")
+    asked = parser.parse_args(argv)
+    form, (problems, counts, bad) = template_of(asked.template), _read(asked.files)
+    splits = {k: len(p) for k, p in split_by_hash(problems, 0.02).items()}
+    print(f"{told(counts)}: {len(problems):,} problems; at --holdout 0.02 {told(splits)}")
+    for kind, first in bad.items():
+        print(f"  {counts[kind]:,} {kind}, as {first}")
+    spelled = [p.answer for p in problems if only_text(p.answer)]
+    if spelled:
+        share = f"{len(spelled):,} golds ({len(spelled) / len(problems):.1%})"
+        print(f"  {share} only equal their own spelling, as {', '.join(map(_short, spelled[:3]))}")
+        print("  leave their problems out: a right answer that is spelled otherwise earns nothing")
+    for p in problems[:1]:
+        print(f"\nthe first, as it is put:\n{form.text.format(problem=p.question)}")
+        print(f"(gold: {p.answer}; from {p.source})\n")
+    if splits["test"] < 50:
+        print("few are held out: --holdout 0.1, or measure another set by --eval-data FILE")
+    flags = f"--model FOLDER --data {','.join(asked.files)}" + " --skip-bad" * bool(bad)
+    print(f"train:    python fork_gpt.py {flags}\nevaluate: python fork_gpt.py --eval {flags}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(files.command("-m tasks.maths", main, sys.argv[1:]))

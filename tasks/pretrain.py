@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import parallel
 from infra import files, weights
+from infra.adam8 import AdamW8
 from infra.files import UserError
 from model import SIZES, Transformer
 from rollout import pack
@@ -51,12 +52,17 @@ def make_optimizer(
     beta2: float,
     name: str = "adamw",
 ) -> torch.optim.Optimizer:
-    """AdamW, beta1 0.9, that decays the matrices and not the norms; or "sgd", p -= lr g and nothing
-    else: at the learning rates that it needs, a decay of lr 0.1 a step would erase the weights."""
+    """AdamW, beta1 0.9, that decays the matrices and not the norms; "adamw8", the same with moments
+    of a byte; or "sgd", p -= lr g and nothing else: at the learning rates that it needs, a decay of
+    lr 0.1 a step would erase the weights."""
     if name == "sgd":
         return torch.optim.SGD(parameters, lr=lr)
     matrices, norms = ([p for p in parameters if (p.ndim == 2) == two] for two in (True, False))
     groups = [dict(params=matrices, weight_decay=weight_decay), dict(params=norms, weight_decay=0)]
+    if name == "adamw8":
+        if parallel.here().mesh:
+            raise UserError("--optimizer adamw8 is for one process; on several, each has its part")
+        return AdamW8(groups, lr, (0.9, beta2))
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2), fused=True)
     for p in parameters:  # as its first step would: what a checkpoint fills must be there
         moments = dict(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))

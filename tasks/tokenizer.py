@@ -32,7 +32,8 @@ MAX_BLANK = 900_000  # whitespace characters in a row; near 1,000,000 tiktoken's
 @dataclass(frozen=True)
 class Tokenizer:
     """An encoding, the id that ends a text, and `prefix`, put before a text so that its first word
-    is whole. `words` rebuilds a word tokenizer: `word_tokenizer(words)`.
+    is whole. `words` rebuilds a word tokenizer: `word_tokenizer(words)`.  `stops`: all tokens that
+    end a text, `eos` being the one that a text is taught to end with.
 
     `added` holds the tokens that are matched as whole strings before BPE, and their ids.  Those in
     `special` (<|im_end|>) steer the model, the others (<think>) are ordinary text that happens to
@@ -46,6 +47,7 @@ class Tokenizer:
     added: Mapping[str, int] = field(default_factory=dict, hash=False)
     special: frozenset[str] = frozenset()
     nfc: bool = False
+    stops: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     @property
     def n_vocab(self) -> int:
@@ -125,7 +127,8 @@ def word_tokenizer(words: Sequence[str]) -> Tokenizer:
         special_tokens={},
         explicit_n_vocab=len(ranks),
     )
-    return Tokenizer(encoding, ranks[f" {words[0]}".encode()], prefix=" ", words=tuple(words))
+    eos = ranks[f" {words[0]}".encode()]
+    return Tokenizer(encoding, eos, prefix=" ", words=tuple(words), stops={words[0]: eos})
 
 
 def qwen_tokenizer(folder: str | Path, eos: str | None = None) -> Tokenizer:
@@ -133,7 +136,8 @@ def qwen_tokenizer(folder: str | Path, eos: str | None = None) -> Tokenizer:
     merges.txt and the added tokens of tokenizer_config.json.
 
     `eos` names the special token that ends a text; by default `eos_token` of tokenizer_config.json
-    (<|endoftext|> for base models, <|im_end|> for chat models).
+    (<|endoftext|> for base models, <|im_end|> for chat models).  Both stop one, and so does what
+    generation_config.json lists.
 
     Raises UserError, one line that names the file, for a file that is missing, truncated or no
     JSON, and for any tokenizer that this one could not reproduce exactly.
@@ -149,7 +153,9 @@ def qwen_tokenizer(folder: str | Path, eos: str | None = None) -> Tokenizer:
             raise UserError(f"{folder}: has neither tokenizer.json nor vocab.json")
         vocab = read_json(vocab_at)
         try:
-            lines = read_bytes(merges_at).decode().removesuffix("\n").split("\n")
+            lines = (
+                read_bytes(merges_at).decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
+            )
         except UnicodeDecodeError as e:
             raise UserError(f"{merges_at}: is not UTF-8 at byte {e.start}") from None
         merges = lines[1:] if lines[0].startswith("#version") else lines
@@ -176,7 +182,18 @@ def qwen_tokenizer(folder: str | Path, eos: str | None = None) -> Tokenizer:
         special_tokens=added,
         explicit_n_vocab=len(ids),
     )
-    return Tokenizer(encoding, added[eos], added=added, special=special, nfc=True)
+    stops = {t: added[t] for t in (eos, "<|im_end|>", "<|endoftext|>") if t in special}
+    stops |= listed_stops(folder / "generation_config.json", added)
+    return Tokenizer(encoding, added[eos], added=added, special=special, nfc=True, stops=stops)
+
+
+def listed_stops(path: Path, added: dict[str, int]) -> dict[str, int]:
+    """The tokens that a generation_config.json, if there is one, lists as ends of a text."""
+    ids = read_json(path).get("eos_token_id") if path.exists() else None
+    ids = ids if type(ids) is list else [] if ids is None else [ids]
+    stops = {token: i for token, i in added.items() if i in ids}
+    need(len(stops) == len({*ids}), path, f"eos_token_id {ids!r} is no added token")
+    return stops
 
 
 def bpe_ranks(

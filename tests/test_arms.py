@@ -274,6 +274,7 @@ def test_results_by_hand():
     )  # fmt: skip
     alone = arms.results([summary(0.5)], 1.0, math.nan, 0)
     assert (alone["low"], alone["high"]) == (0.4, 0.6)  # over problems: one run has no spread
+    assert arms.results([summary(0.5) | dict(arithmetic=None)], 1.0, 0.1, 0)["arithmetic"] is None
     wide = arms.results([summary(0.1), summary(0.9)], 1.0, 0.6, 1)
     assert (wide["low"], wide["high"]) == (0, 1)
 

@@ -28,7 +28,7 @@ def walk(p: float, needed: int) -> SimpleNamespace:
         rewards = [world.reward(None, s + x) for s, x in zip(starts, said, strict=True)]
         return SimpleNamespace(responses=lambda: said), None, torch.tensor(rewards)
 
-    tokenizer = SimpleNamespace(eos=EOS, decode=lambda ids: ids)
+    tokenizer = SimpleNamespace(eos=EOS, stops={".": EOS}, decode=lambda ids: ids)
     reward = lambda _, ids: float(sum(i for i in ids if i < EOS) >= needed)  # noqa: E731
     world = SimpleNamespace(tokenizer=lambda: tokenizer, reward=reward)
     run = SimpleNamespace(c=Config(max_new=20, rows=8), world=world, model=None)

@@ -9,16 +9,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from common import TIMING, random_model, seeded
+from common import TIMING, config, random_model, seeded
 from test_step import Sums
 
 import fork_gpt
 from fork_gpt import Config, group_advantages, keep_mask, overlong_penalty, surrogate, top_entropy
+from infra import flags
 from infra.files import Clock, UserError
 from model import Shape
 from parallel import kth_largest
 from rollout import generate
-from tasks.ask import countdown_of, draw, recipe_of
+from tasks.ask import countdown_of, draw, folder_of, recipe_of, remark
 from tasks.countdown import Countdown
 from tasks.pretrain import Pretrain
 
@@ -184,7 +185,7 @@ class Scripted:
         self.calls = {}
 
     def tokenizer(self):
-        return SimpleNamespace(decode=str, eos=0)
+        return SimpleNamespace(decode=str, eos=0, stops={".": 0})
 
     kinds = None
 
@@ -238,7 +239,8 @@ WITH = dict(dual_clip=dict(lr=0.5), rounds=dict(rounds=1), entropy=dict(lr=0.1))
 SPEED = dict(rows=4, microbatch=20, recompute=True)
 ELSEWHERE = (
     "out resume device threads steps tp "  # test_run, and below
-    "model data template verifier max_prompt holdout skip_bad "  # test_road, test_wrong_inputs
+    "model data eval_data template system verifier "  # test_road, test_wrong_inputs
+    "max_prompt holdout skip_bad "
     "size pretrain_steps base_seed n_numbers max_number max_value ops "  # below
     "attempts filler_share filler_entropy "
     "save_every eval_every eval_k eval_problems snapshot_every wandb tensorboard"  # test_run
@@ -275,6 +277,42 @@ def test_flags_make_the_small_world_and_its_base():
     assert recipe_of(c) == Pretrain(size="mini", steps=7, seed=3)
 
 
+@pytest.mark.parametrize("accuracy, truncated, word", [
+    (0, 1.0, "cut"), (0, 0.5, "wrong"), (1, 0.0, "right: take harder"), (0.5, 0.0, "--group"),
+])  # fmt: skip
+def test_a_step_without_a_mixed_group_says_why(accuracy, truncated, word):
+    """`reward 0, kept 0` for hours."""
+    line = dict(groups=0, accuracy=accuracy, truncated=truncated)
+    said = remark(line, Config())
+    assert said.startswith("no group was mixed, nothing to learn from: ") and word in said
+    assert remark(line | dict(groups=1), Config()) == ""
+
+
+def test_defaults_follow_the_problem_and_a_run_is_named_after_it(tmp_path):
+    small, maths = config(), config("--model", "a/Q", "--data", "d/aime/test.jsonl,x.jsonl")
+    assert (small.lr, small.max_new, small.overlong, small.dtype) == (1.5e-4, 160, 0, "float32")
+    assert (maths.lr, maths.max_new, maths.overlong, maths.warmup) == (1e-6, 20480, 4096, 10)
+    assert config("--model", "a", "--data", "d", "--max-new", "1000").overlong == 200
+    names = [str(folder_of(c)) for c in (small, maths)]
+    assert names == ["runs/top-rho0.2-seed0", "runs/Q-aime+x-top-rho0.2-seed0"]
+    assert "--lr=1e-06" in flags.taken(maths) and "--lr=0.00015" in flags.taken(small)
+
+
+def test_which_flags_a_run_may_go_on_with(tmp_path):
+    """Not with what changes the learning: a pool cut otherwise, a rho that moves otherwise."""
+    for own, refused in (((), "lr"), (("--pool", "microbatch"), "microbatch"),
+                         (("--rho-end", "0.5"), "steps")):  # fmt: skip
+        c = config("--out", str(tmp_path / refused), *own)
+        fork_gpt.claim_folder(c)
+        anew = dict(steps=9, rows=3, microbatch=7, lr=0.5, device="cpu", save_every=2)
+        with pytest.raises(UserError, match=f"--{refused} cannot change in a run"):
+            fork_gpt.configure(dict(resume=c.out) | {refused: anew.pop(refused)})
+        anew = {k: x for k, x in anew.items() if k not in ("lr", refused)}
+        again = fork_gpt.configure(dict(resume=c.out) | anew)
+        assert again == replace(c, **anew)
+        fork_gpt.claim_folder(again)  # and its folder is its own
+
+
 # ---------------------------------------------------------------------- bad input
 
 
@@ -289,7 +327,7 @@ def test_flags_make_the_small_world_and_its_base():
     ("--ops ++", "--ops '++'"), ("--holdout 0.1", "--holdout|ignored|--data"),
     ("--data x.jsonl", "--data|ignored|--model"), ("--size mini --model runs/x", "--size|ignored"),
     ("--size huge", "--size 'huge'|tiny"), ("--group 1", "--group 1|2"), ("--lr nan", "--lr nan"),
-    ("--resume runs/none", "runs/none|config.json"), ("--resume runs/none --lr 1", "--resume|--lr"),
+    ("--resume runs/none", "runs/none|config.json"),
     ("--max-number 1", "too few problems"), ("--device cuda", "--device cuda|auto"),
 ])  # fmt: skip
 def test_a_wrong_flag_is_one_clear_line(line, words, capsys, monkeypatch, tmp_path):
@@ -320,5 +358,7 @@ def test_help_names_every_flag_with_its_default_in_under_90_lines(capsys):
     for f in fields(Config):
         name = "--" + f.name.replace("_", "-")
         (said,) = [x for x in out.splitlines() if x.split()[:1] == [name]]
+        assert (" * " in said[:24]) == bool(f.metadata["free"])
         assert f.metadata["text"] in said
-        assert f.default in ("", False) or str(f.default) in said.split()
+        for maths in (False, True):
+            assert flags.shown(f, maths) in said.split() + [""]

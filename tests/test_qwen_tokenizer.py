@@ -276,11 +276,29 @@ def test_eos_comes_from_the_config_or_the_caller(folder, tmp_path):
         assert qwen_tokenizer(tmp_path).eos == end["<|endoftext|>"]
 
 
+def test_several_tokens_stop_a_text(folder, tmp_path):
+    """A chat model writes <|endoftext|> too, and what generation_config.json lists: an answer that
+    had ended was cut at the limit."""
+    end = {t: 256 + MERGES + n for n, t in enumerate(SPECIAL)}
+    both = {t: end[t] for t in ("<|im_end|>", "<|endoftext|>")}
+    assert qwen_tokenizer(folder).stops == both
+    copy(folder, tmp_path, "tokenizer.json", "tokenizer_config.json")
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps(dict(eos_token_id=[end["<|im_end|>"], end["<|box_end|>"]])))
+    assert qwen_tokenizer(tmp_path).stops == both | {"<|box_end|>": end["<|box_end|>"]}
+    path.write_text(json.dumps(dict(eos_token_id=[7])))
+    with pytest.raises(UserError, match=r"eos_token_id \[7\] is no added token"):
+        qwen_tokenizer(tmp_path)
+
+
 def test_both_file_forms_are_one_tokenizer(ours, folder, tmp_path, characters):
     copy(folder, tmp_path, "vocab.json", "merges.txt", "tokenizer_config.json")
     other = qwen_tokenizer(tmp_path)
     assert (other.eos, other.added, other.special) == (ours.eos, ours.added, ours.special)
     assert other.n_vocab == ours.n_vocab
+    merges = (tmp_path / "merges.txt").read_bytes()
+    (tmp_path / "merges.txt").write_bytes(merges.replace(b"\n", b"\r\n"))  # a Windows checkout
+    assert qwen_tokenizer(tmp_path).encode("Where is it?") == ours.encode("Where is it?")
     for i in range(256 + MERGES):
         assert other.encoding.decode_single_token_bytes(
             i

@@ -26,7 +26,8 @@ from tasks.pretrain import make_optimizer
 
 FLAGS = "--steps 3 --prompts 4 --group 4 --updates 2 --max-new 12 --microbatch 512 --rows 32"
 FLAGS += " --lr 1e-3 --eval-k 2 --eval-every 2 --save-every 1 --snapshot-every 1 --holdout 0.2"
-FLAGS = [*FLAGS.split(), "--data", "sums.jsonl", "--device", "cpu"]
+FLAGS += " --dtype float32 --warmup 0 --dual-clip 0 --overlong 0 --rounds 2 --device cpu"
+FLAGS = [*FLAGS.split(), "--data", "sums.jsonl"]
 FP32 = rounding(20, 60)  # of log-probs: logits below 20, sixty operations on the way
 
 
@@ -70,7 +71,7 @@ def teach_to_answer(folder: Path, data: Path, out: Path) -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    weights.export(model, folder, out, tokenizer.eos, torch.float32)
+    weights.export(model, folder, out, world.generation(1.0), torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -112,11 +113,13 @@ def test_transformers_loads_the_export_and_agrees(place):
     assert names >= {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
     theirs = transformers.AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32).eval()
     model, tokenizer = open_model(place / "runs/x", eos="<|endoftext|>")
-    assert theirs.config.eos_token_id == tokenizer.eos
+    ends = [tokenizer.eos, tokenizer.added["<|im_end|>"]]
+    assert theirs.config.eos_token_id == ends[0]
+    assert theirs.generation_config.eos_token_id == ends and theirs.generation_config.top_k == 0
     world, problems = Maths(tokenizer), read_problems([place / "sums.jsonl"])[0]
     prompts = [world.encode(p) for p in problems[:3]]
     fast = transformers.AutoTokenizer.from_pretrained(exported)
-    text = TEMPLATES["boxed"].text.format(question=problems[0].question)
+    text = TEMPLATES["boxed"].text.format(problem=problems[0].question)
     assert fast(text)["input_ids"] == prompts[0]
     samples = generate(model, prompts, 4, 12, tokenizer.eos)
     for i in range(12):
@@ -126,7 +129,7 @@ def test_transformers_loads_the_export_and_agrees(place):
             logits = theirs(ids[None]).logits[0, :-1, : tokenizer.n_vocab]
         logp = logits.log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
         assert_close(logp[there], one.logprobs, atol=FP32, rtol=0)
-    greedy = generate(model, prompts[:1], 1, 12, tokenizer.eos, Sampling(0.0)).responses()[0]
+    greedy = generate(model, prompts[:1], 1, 12, ends, Sampling(0.0)).responses()[0]
     whole = theirs.generate(torch.tensor(prompts[:1]), do_sample=False, max_new_tokens=12)
     assert whole[0, len(prompts[0]) :].tolist() == greedy
 
@@ -164,3 +167,38 @@ def test_bf16_trains_with_fp32_masters_and_says_how_far_the_sampler_is(here):
     assert all(line["max_dlogp"] < 2 * 20 * 20**0.5 * 2**-8 for line in metrics(here / "runs/h"))
     assert json.loads(Path("runs/h/model/config.json").read_text())["dtype"] == "bfloat16"
     assert saved(here / "runs/h")["weight model.norm.weight"].dtype == torch.float32
+
+
+def test_ones_own_template_two_stops_an_array_another_set_and_more_steps(here, capsys):
+    """The model ends its answers by <|endoftext|>, the template by <|im_end|>: both stop a text."""
+    own = TEMPLATES["boxed"].text.format(problem="{problem}") + "{response}<|im_end|>\n"
+    Path("own.txt").write_text(own)
+    lines = Path("sums.jsonl").read_text().splitlines()
+    Path("sums.json").write_text(json.dumps([*map(json.loads, lines)], indent=1))
+    Path("aime").mkdir()
+    Path("aime/test.jsonl").write_text("\n".join([*lines[:2], '{"question": "?", "answer": 1}']))
+    flags = ["--model", "model", *FLAGS, "--steps", "2", "--template", "own.txt", "--out", "runs/o"]
+    flags += ["--data", "sums.json", "--eval-data", "aime/test.jsonl", "--rows", "auto"]
+    assert fork_gpt.main(flags) == 0
+    out = capsys.readouterr().out
+    assert "2 problems of --data are in --eval-data: not trained on" in out
+    assert "defaults for --data: " in out and "--snapshot-every" not in out
+    assert "arithmetic" not in out and "at most with --rows" in out
+    flags = ["--resume", "runs/o", "--steps", "3", "--save-every", "7", "--microbatch", "99"]
+    assert fork_gpt.main(flags) == 0
+    assert "base model, test split: accuracy" in capsys.readouterr().out  # not sampled again
+    assert fork_gpt.main(flags) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("runs/o has done its 3 steps") and out.count("\n") == 2
+    assert fork_gpt.main(["--resume", "runs/o", "--lr", "1"]) == 2
+    assert "--lr cannot change in a run that has begun" in capsys.readouterr().err
+    found = metrics(here / "runs/o")
+    assert [line["step"] for line in found] == [1, 2, 3] and "aime_accuracy" in found[1]
+    assert all(line["truncated"] < 0.5 for line in found) and sum(x["groups"] for x in found)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(here / "runs/o/model")
+    added = open_model(here / "model")[1].added
+    ends = [added["<|im_end|>"], added["<|endoftext|>"]]
+    assert theirs.generation_config.eos_token_id == ends
+    flags = "--eval --model runs/o --data sums.json --k 2 --limit 3 --max-new 12 --device cpu"
+    assert fork_gpt.main([*flags.split(), "--out", "eval-o"]) == 0
+    assert json.loads(Path("eval-o/config.json").read_text())["template"] == "own.txt"

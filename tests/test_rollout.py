@@ -4,6 +4,7 @@ import math
 import re
 import subprocess
 import sys
+import time
 from copy import deepcopy
 from dataclasses import replace
 from fractions import Fraction
@@ -16,7 +17,9 @@ from test_step import uniform as slow_uniform
 from torch.testing import assert_close
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+import parallel
 import rollout
+from infra import files
 from model import Shape, Transformer
 from rollout import Rollout, Sampling, Slots, colour_trace, generate, nucleus, pick, sample
 from tasks.countdown import Countdown
@@ -485,6 +488,39 @@ def slow_nucleus(logp: list[float], top_p: float) -> list[float]:
         total += math.exp(logp[i])
     total = sum(math.exp(logp[i]) for i in kept)
     return [logp[i] - math.log(total) if i in kept else -math.inf for i in range(len(logp))]
+
+
+@pytest.mark.parametrize("top_k", (1, 3, 50, 99))
+def test_top_k_draws_from_the_likeliest_and_top_p_from_those(top_k):
+    logp = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64).log()[None]
+    kept = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)[:top_k]
+    found = nucleus(logp, 1.0, top_k).exp()[0]
+    assert_close(found[:top_k], kept / kept.sum()) and found[top_k:].sum() == 0
+    assert nucleus(logp, 0.5, 3).exp()[0].tolist() == pytest.approx([4 / 7, 3 / 7, 0, 0])
+
+
+def test_any_of_several_tokens_ends_a_text(model):
+    one = generate(model, PROMPTS, 2, 10, EOS)
+    other = int(one.tokens[one.response][0])  # what some sample begins with
+    both = generate(model, PROMPTS, 2, 10, {EOS, other})
+    for a, b in zip(one.responses(), both.responses(), strict=True):
+        end = next((i + 1 for i, t in enumerate(a) if t in (EOS, other)), 10)
+        assert b == a[:end]
+    ended = [b[-1] in (EOS, other) for b in both.responses()]
+    assert both.finished.tolist() == ended
+
+
+def test_a_signal_that_waits_leaves_the_rest_undone(model, monkeypatch):
+    """A rollout of 20,480 tokens heard of Ctrl-C when it was over."""
+    whole = generate(model, PROMPTS, 2, 10, None)
+    monkeypatch.setattr(files, "CAUGHT", [time.monotonic() - 9])
+    part = generate(model, PROMPTS, 2, 10, None)
+    assert 0 < len(part.tokens[part.response]) < len(whole.tokens[whole.response])
+    monkeypatch.setattr(files, "CAUGHT", [time.monotonic()])  # what ends in seconds is not cut
+    assert torch.equal(generate(model, PROMPTS, 2, 10, None).tokens, whole.tokens)
+    with pytest.raises(files.Stopped):
+        monkeypatch.setattr(files, "CAUGHT", [time.monotonic() - 9])
+        next(parallel.attended([1]))
 
 
 @pytest.mark.parametrize("top_p", (0.0, 0.05, 0.3, 0.7, 0.95, 0.999))

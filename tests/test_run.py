@@ -23,7 +23,7 @@ import fork_gpt
 import parallel
 from infra import checkpoint, files, weights
 from infra.files import UserError
-from tasks import pretrain
+from tasks import ask, pretrain
 from tasks.ask import countdown_of
 from tasks.countdown import Countdown
 
@@ -109,7 +109,7 @@ def test_what_was_measured_of_which_model_on_which_split(whole):
         model, _ = weights.load_model(folder)
         state = folder / "snapshots" / f"{step:06}.pt"
         model.load_state_dict(weights.load(state)["weights"] if step < 7 else model.state_dict())
-        return fork_gpt.measure(model, countdown_of(c), splits[split], c)[0]
+        return ask.measure(model, countdown_of(c), splits[split], c)[0]
 
     base, final, val = found(0, "test"), found(7, "test"), found(7, "val")
     assert base["accuracy"] != final["accuracy"] and val != final
@@ -230,7 +230,7 @@ def test_which_steps_are_measured_kept_and_saved(monkeypatch, tmp_path):
 
     def step(state, world, problems, c):
         state.step += 1
-        shown = "reward kept_fraction tau grad_norm rollout_tok_s update_tok_s".split()
+        shown = "reward kept_fraction tau grad_norm rollout_tok_s update_tok_s groups".split()
         return dict.fromkeys(shown, 0.5) | dict(step=state.step)
 
     def measured(policy, world, problems, c):
@@ -238,7 +238,7 @@ def test_which_steps_are_measured_kept_and_saved(monkeypatch, tmp_path):
         return dict(accuracy=0.5, interval=(0.25, 0.75)), None
 
     monkeypatch.setattr(fork_gpt, "step", step)
-    monkeypatch.setattr(fork_gpt, "measure", measured)
+    monkeypatch.setattr(ask, "measure", measured)
     monkeypatch.setattr(weights, "save_snapshot", lambda folder, at, _: done.append(("kept", at)))
     monkeypatch.setattr(parallel, "state_of", lambda model: None)
     monkeypatch.setattr(parallel, "save", lambda folder, s: done.append(("saved", s.step)))
@@ -300,6 +300,7 @@ def test_a_second_signal_stops_at_once():
     finally:
         signal.signal(signal.SIGINT, before[0])
         signal.signal(signal.SIGTERM, before[1])
+        files.CAUGHT.clear()
 
 
 def test_stopping_in_pretraining_saves_there(tmp_path):

@@ -30,7 +30,9 @@ class Sums:
     """Problem n is solved by ids whose sum is n modulo 3: a third of all texts is right."""
 
     def tokenizer(self):
-        return SimpleNamespace(eos=EOS, decode=lambda ids: " ".join(map(str, ids)))
+        return SimpleNamespace(
+            eos=EOS, stops={".": EOS}, decode=lambda ids: " ".join(map(str, ids))
+        )
 
     def encode(self, problem: int) -> list[int]:
         return [1 + problem % 3, 4 + problem % 5, *[problem % 7] * (problem % 2)]

@@ -33,9 +33,9 @@ COUNTS = dict(
 )  # fmt: skip
 
 
-def train_sh(*argv, **env):
+def train_sh(*argv, script="train.sh", **env):
     return subprocess.run(
-        ["bash", str(ROOT / "train.sh"), *argv],
+        ["bash", str(ROOT / script), *argv],
         env=os.environ | env, cwd="/", capture_output=True, text=True, timeout=60,
     )  # fmt: skip
 
@@ -104,7 +104,7 @@ def test_a_recipe_runs_its_command_beside_the_code_and_keeps_its_exit_code(recip
 def test_an_unknown_recipe_gets_the_list(argv):
     done = train_sh(*argv)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert all(f"| {r} " in done.stderr for r in ["tiny", *ONE_GPU, *SHARDED])
+    assert all(f" {r} " in done.stderr for r in ["tiny", *ONE_GPU, *SHARDED])
 
 
 # ------------------------------------------------------------------ data
@@ -162,7 +162,7 @@ def server(tmp_path, content):
 
 def download(server, out, **env):
     path = f"{server}:{os.environ['PATH']}"
-    return train_sh("data", str(out), PATH=path, SERVER=str(server), **env)
+    return train_sh(str(out), script="data.sh", PATH=path, SERVER=str(server), **env)
 
 
 def found(out):
@@ -174,10 +174,13 @@ def test_data_gets_every_set_and_says_what(server, content, tmp_path):
     done = download(server, out)
     assert (done.returncode, done.stderr) == (0, "") and found(out) == content
     for name, text in content.items():
-        said = f"{out}/{name}: {text.count(chr(10))} problems, {len(text)} bytes\n"
+        said = f"{out}/{name}: {text.count(chr(10))} problems, {len(text)} bytes"
         assert said in done.stdout
+    assert ", not the 156944 it had: see what changed\n" in done.stdout  # AIME 2024, when looked at
     problems, counts = read_problems([out / "aime24.jsonl", out / "amc23.jsonl"])
-    assert counts == dict(lines=70, bad=0, duplicates=30) and len(problems) == 40
+    assert (counts["lines"], counts["bad"], counts["duplicates"]) == (70, 0, 30) and len(
+        problems
+    ) == 40
     # again: nothing is fetched
     log = (server / "log").read_text()
     assert log.count("\n") == 8
@@ -258,6 +261,6 @@ def test_an_error_page_or_too_little_is_refused(server, content, tmp_path, text)
 def test_without_curl_it_says_so(tmp_path):
     for name in ("bash", "dirname"):
         (tmp_path / name).symlink_to(subprocess.check_output(["which", name], text=True).strip())
-    done = train_sh("data", str(tmp_path / "d"), PATH=str(tmp_path))
-    assert (done.returncode, done.stderr) == (1, "train.sh: data needs curl\n")
+    done = train_sh(str(tmp_path / "d"), script="data.sh", PATH=str(tmp_path))
+    assert (done.returncode, done.stderr) == (1, "data.sh: it needs curl\n")
     assert not (tmp_path / "d").exists()

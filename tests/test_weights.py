@@ -167,6 +167,21 @@ def test_every_published_size_reads_from_both_forms_of_config(name, tmp_path):
     edit(path, rope_parameters=..., rope_theta=1000000, **published)
     assert read_shape(path) == SIZES[name]
     assert type(read_shape(path).rope_theta) is float
+    # what other programs write of the same: nothing of it changes an angle
+    edit(path, rope_theta=None, rope_parameters=dict(rope_type="default", rope_theta=1e6))
+    assert read_shape(path) == SIZES[name]
+    edit(path, rope_scaling=dict(rope_type="default"), rope_parameters=None, rope_theta=1e6)
+    assert read_shape(path) == SIZES[name]
+
+
+def test_what_is_not_a_weight_file_is_said_with_the_way_out(tmp_path):
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(UserError, match="to convert pytorch_model.bin: .* save_pretrained"):
+        module.read_entries(tmp_path)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    (tmp_path / "model.safetensors").write_text(pointer)
+    with pytest.raises(UserError, match="is a git-lfs pointer, not the file: git lfs pull"):
+        module.read_entries(tmp_path)
 
 
 def test_bf16_weights_make_an_fp32_master_or_stay(tmp_path):
@@ -565,8 +580,8 @@ def test_the_export_is_what_transformers_loads(tmp_path):
         for p in trained.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=seeded(2)))
     out = tmp_path / "run" / "model"
-    export(trained, source, out, 66, torch.float32)
-    names = {*texts, "config.json", "model.safetensors"}
+    export(trained, source, out, dict(eos_token_id=[66, 5], do_sample=True), torch.float32)
+    names = {*texts, "config.json", "generation_config.json", "model.safetensors"}
     assert {p.name for p in out.iterdir()} == names
     for name in texts:
         assert (out / name).read_bytes() == (source / name).read_bytes()
@@ -578,15 +593,16 @@ def test_the_export_is_what_transformers_loads(tmp_path):
     for n in (1, 6):
         prompt = stream([n], seed=n)[0]
         text = loaded.generate(prompt[None], max_new_tokens=12, do_sample=False)[0].tolist()
-        mine = generate(trained, [prompt.tolist()], 1, 12, 66, Sampling(0.0)).responses()[0]
+        mine = generate(trained, [prompt.tolist()], 1, 12, (66, 5), Sampling(0.0)).responses()[0]
         assert prompt.tolist() + mine == text and len(text) > n
-    # a run's own folder is a source too; what is there already stays
-    again = tmp_path / "again"
-    export(tiny(seed=5), tmp_path / "run", again, 66, torch.float32)
+    assert b["sliding_window"] is None  # unsaid, transformers 4.51 masks what is 4,096 tokens away
+    assert loaded.generation_config.eos_token_id == [66, 5]
+    # a run's own folder is a source too; a run that went on overwrites what it had written
+    again, said = tmp_path / "again", dict(eos_token_id=[66])
+    export(tiny(seed=5), tmp_path / "run", again, said, torch.float32)
     assert (again / "tokenizer.json").exists()
-    before = (out / "model.safetensors").read_bytes()
-    export(tiny(seed=5), source, out, 66, torch.float32)
-    assert (out / "model.safetensors").read_bytes() == before
+    export(tiny(seed=5), source, out, said, torch.float32)
+    assert (out / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
 
 
 def qwen_folder(path, vocab_size: int):
@@ -609,7 +625,8 @@ def test_a_published_folder_opens_with_its_padding_known(tmp_path):
         assert model.head_weight.dtype == (dtype or torch.float32)
         assert torch.equal(model.head_weight, theirs.head_weight.to(model.head_weight.dtype))
         assert tokenizer.token(tokenizer.eos) == "<|im_end|>"
-    export(model, tmp_path / "a", tmp_path / "run" / "model", tokenizer.eos, torch.float32)
+    said = dict(eos_token_id=[tokenizer.eos], do_sample=True)
+    export(model, tmp_path / "a", tmp_path / "run" / "model", said, torch.float32)
     assert open_model(tmp_path / "run")[0].n_vocab == n_vocab
     other = open_model(tmp_path / "a", eos="<|endoftext|>")[1]
     assert other.token(other.eos) == "<|endoftext|>"
@@ -617,7 +634,7 @@ def test_a_published_folder_opens_with_its_padding_known(tmp_path):
 
 def test_what_cannot_be_opened_is_one_line(tmp_path):
     _, n_vocab = qwen_folder(tmp_path / "short", 200)
-    cases = {"nowhere": "no model there", "short": f"{n_vocab} tokens, but the model has 200 rows"}
+    cases = {"nowhere": "no such folder", "short": f"{n_vocab} tokens, but the model has 200 rows"}
     for name, why in cases.items():
         with pytest.raises(UserError, match=why) as e:
             open_model(tmp_path / name)

@@ -72,7 +72,7 @@ def removed(path: str) -> None:
 
 # name: what happens to the folder, more flags, words of the line
 CASES = {
-    "no folder": (lambda: removed("model"), "", "model|config.json"),
+    "no folder": (lambda: removed("model"), "", "model|hf download"),
     "config truncated": (lambda: cut("config.json"), "", "config.json"),
     "llama": (lambda: edit("config.json", model_type="llama"), "", "model_type|llama"),
     "weights truncated": (lambda: cut("model.safetensors"), "", "model.safetensors"),
@@ -91,7 +91,7 @@ CASES = {
     "small world's": (small_run, "", "model"),
     "holdout": (add, "--holdout 0.7", "--holdout 0.7"),
     "positions": (add, "--max-new 5000", "4096"),
-    "rows": (add, "--rows 0", "--rows 0"),
+    "rows": (add, "--rows -1", "--rows -1|auto"),
     "tensorboard": (add, "--tensorboard", "pip install -U tensorboard"),
     "wandb": (add, "--wandb", "pip install -U wandb"),
     "ignored": (add, "--size mini", "--size|ignored"),
