@@ -529,7 +529,7 @@ def test_continuations_are_graded_from_their_own_beginning(monkeypatch):
 def test_a_model_with_one_token(tmp_path):
     """Its entropy is 0 everywhere, nothing can be forced, and no division by it may leave a NaN."""
     one = SimpleNamespace(
-        eos=None, words=(), decode=lambda ids: "x" * len(ids), token=lambda i: "x"
+        eos=None, stops={}, words=(), decode=lambda ids: "x" * len(ids), token=lambda i: "x"
     )
     world = SimpleNamespace(
         tokenizer=lambda: one, encode=lambda p: [0], reward=lambda p, t: 0.0, name=str,
