@@ -433,6 +433,7 @@ PROMPTS = {  # the paper's, and what Qwen3's own chat template writes
     "think": "<|im_start|>user\n{}\nPlease reason step by step, and put your final answer within "
     "\\boxed{{}}.<|im_end|>\n<|im_start|>assistant\n",
 }
+PROMPTS |= dict(instruct=PROMPTS["think"], thinking=PROMPTS["think"] + "<think>\n")  # of 2507
 
 
 @pytest.mark.parametrize("template", PROMPTS)
@@ -442,7 +443,34 @@ PROMPTS = {  # the paper's, and what Qwen3's own chat template writes
 def test_prompts_are_the_papers_and_qwens_token_for_token(qwen, template, question):
     ids = world(qwen, template).encode(MathProblem(question, "2", "a"))
     assert ids == qwen[0].encode(PROMPTS[template].format(question)).ids
-    assert ("<think>" in PROMPTS[template]) == (template == "chat")
+
+
+def test_a_system_prompt_stands_before_the_chat(qwen, tmp_path):
+    ids = world(qwen, "chat", system="Be {brief}.").encode(MathProblem("Q?", "2", "a"))
+    whole = "<|im_start|>system\nBe {brief}.<|im_end|>\n" + PROMPTS["chat"].format("Q?")
+    assert ids == qwen[0].encode(whole).ids
+    with pytest.raises(ValueError, match="--template boxed has no place for a --system"):
+        world(qwen, "boxed", system="Be brief.")
+
+
+def test_a_template_of_ones_own(qwen, tmp_path):
+    """Braces are text; what ends it may be followed by anything."""
+    path = tmp_path / "own.txt"
+    path.write_bytes(b"Q: {problem} In \\boxed{}.\r\nA: {response}<|im_end|>\n")
+    own = Maths(qwen[2], str(path))
+    assert own.encode(MathProblem("1 {x}?", "2", "a")) == (
+        qwen[0].encode("Q: 1 {x}? In \\boxed{}.\nA: ").ids
+    )
+    assert own.reward(MathProblem("Q", "2", "a"), "\\boxed{2}<|endoftext|>") == 1.0
+    assert own.reward(MathProblem("Q", "2", "a"), "Answer: 2<|im_end|>") == 0.0
+    for name, text in {
+        "a": "{problem}",
+        "b": "{problem}{response}",
+        "c": "{response}<|im_end|>",
+    }.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match="a template has {problem} once and then {response}"):
+            maths.template_of(str(tmp_path / name))
 
 
 def test_the_answer_template_is_read_by_dapos_rule(qwen):
