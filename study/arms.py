@@ -11,10 +11,8 @@ again skips what is finished, its study included, and resumes, bit for bit, what
 
 It leaves OUT/data/comparison.json, OUT/comparison.md and a page, OUT/report.html, that tells the
 comparison and all else of the first arm's first run.  CPU-seconds are those of the training steps.
-
 """
 
-import json
 import math
 import os
 import re
@@ -35,6 +33,7 @@ from infra import files, flags, weights
 from infra.files import UserError
 from infra.flags import flag
 from study import report
+from study.findings import log_of
 from study.stats import MARGIN, difference, pooled, student
 from tasks import pretrain
 from tasks.ask import countdown_of, recipe_of
@@ -189,8 +188,10 @@ def logged(run: Job) -> int:
 def progress(run: Job) -> str:
     """How far a run is, from the last whole line of its metrics."""
     n, path = logged(run), run.path("metrics.jsonl")
-    reward = json.loads(path.read_bytes().split(b"\n")[n - 1])["reward"] if n else math.nan
-    return f"{run.path().name} {n}/{run.config.steps} reward {reward:.2f}"
+    line = path.read_bytes().split(b"\n")[n - 1] if n else b""
+    reward = re.search(rb'"reward": (-?[0-9.]+)', line)
+    last = f" reward {float(reward[1]):.2f}" if reward else ""
+    return f"{run.path().name} {n}/{run.config.steps}{last}"
 
 
 # ---------------------------------------------------------------------- the numbers
@@ -224,14 +225,12 @@ def compare(runs: list[Job]) -> dict:
     arm "all" where there is one."""
     arms, found = [], {}
     for run in runs:
-        summary = json.loads(run.path("summary.json").read_text())
-        found.setdefault(run.arm, []).append((run, summary))
+        found.setdefault(run.arm, []).append((run, files.read_json(run.path("summary.json"))))
     accuracy = {text: [s["test_accuracy"] for _, s in mine] for text, mine in found.items()}
     sd, df = pooled(list(accuracy.values()))
     for text, mine in found.items():
         (jobs, summaries), c = zip(*mine, strict=True), mine[0][0].config
-        logs = [[json.loads(line) for line in open(job.path("metrics.jsonl"))] for job in jobs]
-        drawn = curve(logs)
+        drawn = curve([log_of(job.path()) for job in jobs])
         others = " ".join(pair for pair in text.split()[1:] if not pair.startswith("rho="))
         arm = dict(name=text, keep=c.keep, rho=c.rho, flags=others, curve=drawn)
         arm |= {k: [getattr(job.config, k) for job in jobs] for k in ("base_seed", "seed")}

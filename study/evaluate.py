@@ -144,26 +144,20 @@ def set_table(sets: dict[str, dict]) -> str:
 
 
 def sample_batch(
-    model: Transformer,
-    world: World,
-    name: str,
-    first: int,
-    problems: list,
-    c: Config,
-    e: Evaluation,
+    model: Transformer, world: World, name: str, first: int, part: list, c: Config, e: Evaluation
 ) -> list[dict]:
-    """k responses to each of `problems`, which stand from place `first` on in set `name`: a record
-    each, problem after problem."""
+    """k responses to each problem of `part`, which stand from place `first` on in set `name`: a
+    record each, problem after problem."""
     # no more than --rows at once, even of one problem: its k responses in equal groups of G
     G = max(g for g in range(1, min(e.k, c.rows) + 1) if e.k % g == 0)
-    repeated = [p for p in problems for _ in range(e.k // G)]
-    numbers = range(first * (e.k // G), (first + len(problems)) * (e.k // G))
+    repeated = [p for p in part for _ in range(e.k // G)]
+    numbers = range(first * (e.k // G), (first + len(part)) * (e.k // G))
     how = Sampling(c.temperature, top_p=e.top_p, top_k=e.top_k)
     seed = seed_of(c.seed, name)
     samples, texts, rewards = ask(model, world, repeated, G, c.max_new, how, seed, numbers, c.rows)
     records, lengths, finished = [], samples.lengths().tolist(), samples.finished.tolist()
     for i, (text, grade) in enumerate(zip(texts, rewards.tolist(), strict=True)):
-        p = problems[i // e.k]
+        p = part[i // e.k]
         question, gold = world.asked(p)
         place = dict(problem=first + i // e.k, sample=i % e.k, name=world.name(p))
         place |= dict(question=question, gold=gold, text=text)

@@ -1,8 +1,8 @@
-"""The figures of the page: each a drawing, and the sentence that says what it shows.
+"""The figures of the page: each a drawing and the sentence that says what it shows.
 
-A drawing is a plain function from a section's dict (RUN/data/SECTION.json) and a width in pixels to
-the inside of an <svg> and its height; the page has each twice, for a desk and for a phone, so that
-labels keep their size.  Its colours and lines are classes of the style in page.html.
+A figure is a plain function from a section's dict (RUN/data/SECTION.json) and a width in pixels to
+the inside of an <svg>, its height and the sentence; the page has each twice, for a desk and for a
+phone, so that labels keep their size.  Colours and lines are classes of the style in page.html.
 Entropies are nats, shares 0..1, intervals 95%, as in the data.
 """
 
@@ -13,10 +13,15 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-LEVELS = 10  # shades of entropy
+from study.stats import difference
+
+LEVELS = 10  # shades of a ramp
 SMALLEST = 12  # px, of any label
 SIDES = dict(base="Base model", final="After RLVR")
 MASKS = ("top", "all", "random", "bottom")
+Figure = tuple[str, int, str]  # the inside of an <svg>, its height in px, the sentence
+Drawing = tuple[str, int]
+Ticks = Sequence[tuple[float, str]]
 
 # ---------------------------------------------------------------------- words and numbers
 
@@ -49,6 +54,10 @@ def num(x: float) -> str:
     return f"{x:.3f}" if 0.1 <= abs(x) < 10 else f"{x:,.0f}" if abs(x) >= 10 else f"{x:.3g}"
 
 
+def signed(x: float, form: str = "+.3f") -> str:
+    return format(x, form).replace("-", "−")
+
+
 def span(low: float | None, high: float | None) -> str:
     """[low, high] in percent, which no line break divides."""
     return "" if low is None or high is None else f" [{100 * low:.1f},\u00a0{100 * high:.1f}]"
@@ -74,34 +83,34 @@ def names(rows: Sequence[dict]) -> list[str]:
 # ---------------------------------------------------------------------- colour
 
 LIGHT = dict(paper="#fdfcf9", panel="#f4f1ea", ink="#23262c", muted="#5c6370", rule="#dcd8cf")
-LIGHT |= dict(hot="#ee7a1c", top="#b2460a", all="#1c5d9f", random="#4f6b52", bottom="#96307a")
+LIGHT |= dict(hot="#ee7a1c", rise="#3f9ad6", fall="#d86fb6")
+LIGHT |= dict(top="#b2460a", all="#1c5d9f", random="#4f6b52", bottom="#96307a")
 DARK = dict(paper="#15171b", panel="#1f2228", ink="#f1efea", muted="#a3a9b4", rule="#363a42")
-DARK |= dict(hot="#b04f0c", top="#f5944a", all="#6fb3f2", random="#9cc09f", bottom="#ea8fcd")
+DARK |= dict(hot="#b04f0c", rise="#1f669f", fall="#96307a")
+DARK |= dict(top="#f5944a", all="#6fb3f2", random="#9cc09f", bottom="#ea8fcd")
+RAMPS = dict(e="hot", u="rise", d="fall")  # entropy; P(right) goes up; down
 
 
-def ramp(palette: dict[str, str]) -> list[str]:
-    """LEVELS shades from no entropy (the paper) to much: one hue, and lightness that only falls, or
-    on dark paper only rises, so that it reads without colour vision."""
-    a, b = ([int(palette[c][i : i + 2], 16) for i in (1, 3, 5)] for c in ("paper", "hot"))
-    mix = [
-        [x + (y - x) * i / (LEVELS - 1) for x, y in zip(a, b, strict=True)] for i in range(LEVELS)
-    ]
-    return ["#" + "".join(f"{round(x):02x}" for x in c) for c in mix]
+def ramp(palette: dict[str, str], end: str = "hot") -> list[str]:
+    """LEVELS shades from nothing (the paper) to much: one hue, and lightness that only falls, or on
+    dark paper only rises, so that it reads without colour vision."""
+    a, b = ([int(palette[c][i : i + 2], 16) for i in (1, 3, 5)] for c in ("paper", end))
+    steps = [i / (LEVELS - 1) for i in range(LEVELS)]
+    mix = [[round(x + (y - x) * s) for x, y in zip(a, b, strict=True)] for s in steps]
+    return ["#{:02x}{:02x}{:02x}".format(*c) for c in mix]
 
 
 def variables(palette: dict[str, str]) -> dict[str, str]:
-    return palette | {f"e{i}": c for i, c in enumerate(ramp(palette))}
+    shades = {k: ramp(palette, end) for k, end in RAMPS.items()}
+    return palette | {f"{k}{i}": c for k, mix in shades.items() for i, c in enumerate(mix)}
 
 
-def level(entropy: float, top: float) -> int:
-    """Which shade: linear from 0 to `top` nats, the last one from there on."""
-    return max(0, min(LEVELS - 1, int(LEVELS * entropy / top))) if top > 0 else 0
+def level(x: float, top: float) -> int:
+    """Which shade: linear from 0 to `top`, the last one from there on."""
+    return max(0, min(LEVELS - 1, int(LEVELS * x / top))) if top > 0 else 0
 
 
 # ---------------------------------------------------------------------- drawing
-
-Drawing = tuple[str, int]  # the inside of an <svg>, its height in px
-Ticks = Sequence[tuple[float, str]]
 
 
 def scale(low: float, high: float, a: float, b: float) -> Callable[[float], float]:
@@ -135,12 +144,30 @@ def label(x: float, y: float, words: Any, style: str = "", anchor: str = "start"
     return f'<text {place} class="{style}">{esc(words)}</text>'
 
 
+def rect(x: float, y: float, w: float, h: float, style: str, more: str = "") -> str:
+    size = f'x="{x:.2f}" y="{y:.2f}" width="{w:.2f}" height="{h:.2f}"'
+    return f'<rect class="{style}" {size} {more}/>'
+
+
 def stroke(points: Sequence[tuple[float, float]], style: str) -> str:
     return f'<path class="{style}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in points)}"/>'
 
 
-def mark(x: float, y: float, style: str) -> str:
-    return f'<circle class="mark {style}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>'
+def say(words: str) -> str:
+    """What the page says of an element under the pointer, a finger or the arrow keys."""
+    return f'data-say="{esc(words)}"'
+
+
+def mark(x: float, y: float, style: str, words: str) -> str:
+    return f'<circle class="mark {style}" cx="{x:.1f}" cy="{y:.1f}" r="4.5" {say(words)}/>'
+
+
+def stack(*parts: Drawing) -> Drawing:
+    """Drawings below one another."""
+    out, y = "", 0
+    for body, h in parts:
+        out, y = out + f'<g transform="translate(0 {y})">{body}</g>', y + h + 20
+    return out, y - 20
 
 
 def axes(
@@ -176,81 +203,91 @@ def spread(ys: Sequence[float], gap: float, low: float, high: float) -> list[flo
 def curves(
     series: Sequence[dict], w: int, h: int, y: tuple, yticks: Ticks, words: tuple, x: Ticks = ()
 ) -> Drawing:
-    """Lines named at their right ends: dict(name, style, x, y) and optionally low, high (a band; at
-    `dotted` points upright lines).  `x`: ticks, if not round numbers."""
+    """Lines named at their right ends: dict(name, style, x, y) and optionally `runs`, thin lines of
+    the same x, and `low` and `high`, upright lines.  `dotted`: points are marked, and named by
+    `at` or their x.  `x`: ticks, if not round numbers."""
     xs = [v for s in series for v in s["x"]]
-    ends = min(xs), max(xs)
-    right = 14 + max(8 * len(s["name"]) for s in series)
-    xticks = x or plain(ticks(*ends, 4))
-    px, py, out = axes(w, h, ends, y, xticks, yticks, words, right)
+    ends, right = (min(xs), max(xs)), 14 + max(8 * len(s["name"]) for s in series)
+    px, py, out = axes(w, h, ends, y, x or plain(ticks(*ends, 4)), yticks, words, right)
     heights = spread([py(s["y"][-1]) for s in series], 14, 20, h - 44)
     for s, height in zip(series, heights, strict=True):
-        style, dotted = s["style"], s.get("dotted") or len(s["x"]) == 1
-        points = [(px(a), py(b)) for a, b in zip(s["x"], s["y"], strict=True)]
-        bounds = s.get("low") or [], s.get("high") or []
-        if bounds[0] and None not in (*bounds[0], *bounds[1]):
-            low, high = ([(px(a), py(b)) for a, b in zip(s["x"], z, strict=True)] for z in bounds)
-            if dotted:
-                out += "".join(stroke(p, f"whisker {style}") for p in zip(low, high, strict=True))
-            else:
-                out += stroke(high + low[::-1], f"band {style}")
+        style, xs = s["style"], [px(v) for v in s["x"]]
+        for one in s.get("runs", ()):
+            out += stroke([*zip(xs, map(py, one), strict=True)], f"seed {style}")
+        for a, *ends in zip(xs, s.get("low", ()), s.get("high", ()), strict=False):
+            out += "" if None in ends else stroke([(a, py(v)) for v in ends], f"whisker {style}")
+        points = [*zip(xs, map(py, s["y"]), strict=True)]
         out += stroke(points, f"line {style}")
-        out += "".join(mark(*p, style) for p in points) if dotted else ""
+        dotted = s.get("dotted") or len(points) == 1
+        places = s.get("at") or [f"{v:g}" for v in s["x"]]
+        said = [f"{s['name']}: {num(v)} at {x}" for v, x in zip(s["y"], places, strict=True)]
+        out += "".join(mark(*p, style, x) for p, x in zip(points, said, strict=True) if dotted)
         out += label(points[-1][0] + 10, height + 4, s["name"], f"name {style}")
     return out, h
 
 
 def bars(items: Sequence[tuple], px: Callable, py: Callable, zero: float = 0.0) -> str:
-    """Upright bars (left, right, value, shade) in data units, from `zero`."""
+    """Upright bars (left, right, value, shade, words) in data units, from `zero`."""
     out = []
-    for a, b, v, shade in items:
-        x, y = px(a) + 0.5, min(py(v), py(zero))
-        size = f'width="{max(px(b) - px(a) - 1, 0.5):.2f}" height="{abs(py(v) - py(zero)):.2f}"'
-        out.append(f'<rect class="bar e{shade}" x="{x:.2f}" y="{y:.2f}" {size}/>')
+    for a, b, v, shade, words in items:
+        wide, top, foot = max(px(b) - px(a) - 1, 0.5), py(max(v, zero)), py(min(v, zero))
+        out.append(rect(px(a) + 0.5, top, wide, foot - top, f"bar e{shade}", say(words)))
     return "".join(out)
 
 
-def by_decile(rows: Sequence[dict], key: str, w: int, h: int, y: tuple, words: tuple) -> tuple:
-    """px, py and bars of r[key] by decile of entropy, shaded by the entropy."""
+def by_decile(rows: Sequence[dict], key: str, w: int, h: int, words: tuple) -> Drawing:
+    """Bars of r[key] by decile of entropy, shaded by it, with intervals low, high if there are."""
+    ends = [0.0, 1e-9, *(r[k] for r in rows for k in (key, "low", "high") if k in r)]
+    y, top = (min(ends) * 1.05, max(ends) * 1.05), max(r["entropy"] for r in rows)
     xticks = [(r["decile"] - 0.5, str(r["decile"])) for r in rows]
     px, py, out = axes(w, h, (0, 10), y, xticks, plain(ticks(*y, 4)), words)
-    top = max(r["entropy"] for r in rows)
-    items = [(r["decile"] - 1, r["decile"], r[key], level(r["entropy"], top)) for r in rows]
-    return px, py, out + bars(items, px, py)
+    items = []
+    for r in rows:
+        words = f"decile {r['decile']}: {num(r[key])}"
+        items.append((r["decile"] - 1, r["decile"], r[key], level(r["entropy"], top), words))
+    out += bars(items, px, py)
+    for r, (x, _) in zip(rows, xticks, strict=True):
+        ends = [(px(x), py(r[k])) for k in ("low", "high") if k in r]
+        out += stroke(ends, "whisker") if ends else ""
+    return out, h
 
 
-def dots(rows: Sequence[dict], w: int, what: str, form: Callable = num, side: int = 0) -> Drawing:
-    """One row a thing, from 0: dict(name, points: [(style, value)]), optionally low, high, note.
-    Names stand above their rows, or `side` px wide at their left."""
-    high = [v for r in rows for v in (r.get("high"), *(p for _, p in r["points"])) if v is not None]
-    top, step, left = max([*high, 1e-9]) * 1.04, 24 if side else 46, side or 4
-    px, h = scale(0, top, left, w - 12), step * len(rows) + 44
+def dots(
+    rows: Sequence[dict], w: int, what: str, form: Callable = num, beside: bool = False
+) -> Drawing:
+    """One row a thing, from 0: dict(name, points: [(style, value) or (style, value, low, high)]),
+    optionally a note.  Names stand above their rows, or `beside` them."""
+    ends = [v for r in rows for p in r["points"] for v in p[1:] if v is not None]
+    low, high = min([*ends, 0.0]) * 1.04, max([*ends, 1e-9]) * 1.04
+    left = 24 + round(7.3 * max(len(r["name"]) for r in rows)) if beside else 4
+    step, first = (24, 14) if beside else (46, 30)
+    px, h = scale(low, high, left, w - 12), step * len(rows) + 44
     out = [label(w - 12, h - 4, what, "axis", "end")]
-    for v in ticks(0, top):
+    for v in ticks(low, high):
         out.append(stroke([(px(v), 0), (px(v), h - 42)], "grid"))
-        out.append(label(px(v), h - 24, form(v), "tick", "middle" if v else "start"))
+        anchor = "middle" if px(v) > left + 12 else "start"
+        out.append(label(px(v), h - 24, form(v), "tick", anchor))
     for i, r in enumerate(rows):
-        y, style = step * i + (14 if side else 30), r["points"][-1][0]
-        if side:
+        y, points = step * i + first, r["points"]
+        if beside:
             out.append(label(left - 10, y + 4, r["name"], "token", "end"))
         else:
             out.append(stroke([(left, y), (w - 12, y)], "track"))
-            out.append(label(4, y - 12, r["name"], f"name {style}"))
+            out.append(label(4, y - 12, r["name"], f"name {points[-1][0]}"))
             out.append(label(w - 12, y - 12, r.get("note", ""), "tick", "end"))
-        if r.get("low") is not None:
-            out.append(stroke([(px(r["low"]), y), (px(r["high"]), y)], f"whisker {style}"))
-        out += [mark(px(v), y, s) for s, v in r["points"]]
+        whiskers = [p for p in points if len(p) == 4 and None not in p]
+        out += [stroke([(px(v), y) for v in p[2:]], f"whisker {p[0]}") for p in whiskers]
+        tell = pct if form is whole else num
+        out += [mark(px(p[1]), y, p[0], f"{r['name']}: {tell(p[1])}") for p in points]
     return "".join(out), h
 
 
 def flow(items: Sequence[tuple[str, float, str]], w: int, y: float) -> tuple[str, float]:
     """(text, font px, style) set below y in centred rows of a monospaced face, whose widths are
     known, and where they end."""
-    rows: list[list] = [[]]
-    used = 0.0
+    rows, used = [[]], 0.0
     for text, size, style in items:
-        cells = sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-        width = 0.602 * size * cells + 0.6 * size
+        width = 0.602 * size * cells(text) + 0.6 * size
         if used and used + width > w:
             rows, used = [*rows, []], 0.0
         rows[-1].append((text, size, style, width))
@@ -266,143 +303,124 @@ def flow(items: Sequence[tuple[str, float, str]], w: int, y: float) -> tuple[str
     return "".join(out), y
 
 
-# ---------------------------------------------------------------------- the figures
+def cells(text: str) -> int:
+    """The width of a text in a monospaced face."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def compare(a: Sequence[float], b: Sequence[float]) -> str:
-    """Interval a against b: "above", "below", or "overlap", which touching counts as."""
-    return "above" if a[0] > b[1] else "below" if a[1] < b[0] else "overlap"
+# ---------------------------------------------------------------------- a run
 
 
-def tested(d: dict, which: str) -> dict | None:
+def tested(r: dict) -> dict:
     """Base or final of `distribution`, as accuracy, low, high."""
-    r = d.get(which)
-    low, high = r and r["interval"] or (None, None)
-    return r and dict(accuracy=r["accuracy"], low=low, high=high)
+    low, high = r["interval"] or (None, None)
+    return dict(accuracy=r["accuracy"], low=low, high=high)
 
 
-def before_after(d: dict, w: int) -> Drawing:
+def row(name: str, style: str, r: dict, more: Sequence[tuple] = ()) -> dict:
+    """A row of `dots`: r's accuracy with its interval, in words too; `more` points below it."""
+    points = [*more, (style, r["accuracy"], r["low"], r["high"])]
+    return dict(name=name, points=points, note=at(r))
+
+
+def before_after(d: dict, w: int) -> Figure:
     """Test accuracy of the base and of the trained model, with intervals."""
-    styles = dict(base="base", final="top")
-    rows = [(SIDES[s], style, tested(d, s)) for s, style in styles.items()]
-    return dots(
-        [r | dict(name=n, points=[(s, r["accuracy"])], note=at(r)) for n, s, r in rows if r],
-        w, "accuracy on the test split, 95% interval", whole,
-    )  # fmt: skip
-
-
-def say_before_after(d: dict) -> str:
-    b, f = d["base"], d.get("final")
-    if not f:
-        return (
-            f"The base model’s accuracy is {at(tested(d, 'base'))}; no trained model is there yet."
-        )
-    how = {"above": "above", "below": "below", "overlap": "not apart from"}
-    apart = how[compare(f["interval"], b["interval"])]
-    return (
-        f"Accuracy goes from {at(tested(d, 'base'))} to {at(tested(d, 'final'))}: the new interval "
-        f"is {apart} the old. Answers go from {b['length']:.0f} to {f['length']:.0f} tokens, the "
-        f"share that is cut off from {pct(b['truncated'])} to {pct(f['truncated'])}."
+    b, f = d["base"], d["final"]
+    rows = [row(SIDES["base"], "base", tested(b)), row(SIDES["final"], "top", tested(f))]
+    said = (
+        f"Accuracy goes from {at(tested(b))} to {at(tested(f))}; answers go from {b['length']:.0f} "
+        f"to {f['length']:.0f} tokens, the share that is cut off from {pct(b['truncated'])} to "
+        f"{pct(f['truncated'])}."
     )
+    return *dots(rows, w, "accuracy on the test split, 95% interval", whole), said
 
 
-def training(d: dict, w: int) -> Drawing:
+def training(d: dict, w: int) -> Figure:
     """Accuracy of the sampled answers by step, and the validation measurements as dots."""
     series = [dict(name="training", style="top", x=d["step"], y=d["accuracy"])]
-    if d.get("val_step"):
-        val = dict(x=d["val_step"], y=d["val_accuracy"], dotted=True)
-        series.append(val | dict(name="validation", style="all"))
-    values = [v for s in series for v in s["y"]]
-    return curves(series, w, 280, *percents(min(values), max(values)), ("step", "accuracy"))
-
-
-def say_training(d: dict) -> str:
-    n = min(5, len(d["step"]))
+    val = dict(name="validation", style="all", x=d["val_step"], y=d["val_accuracy"], dotted=True)
+    series += [val] if d["val_step"] else []
+    values, n = [v for s in series for v in s["y"]], min(5, len(d["step"]))
 
     def ends(key: str, form: Callable = num) -> str:
         return f"from {form(mean(d[key][:n]))} to {form(mean(d[key][-n:]))}"
 
-    return (
+    said = (
         f"From the first {n} to the last {n} of {len(d['step'])} steps the accuracy of the sampled "
         f"answers goes {ends('accuracy', pct)}, the mean entropy of the tokens in the gradient "
         f"{ends('entropy_kept')} nats, of the others {ends('entropy_dropped')}."
     )
+    y = percents(min(values), max(values))
+    return *curves(series, w, 280, *y, ("step", "accuracy")), said
 
 
-def histogram(d: dict, w: int) -> Drawing:
+def learned(d: dict, w: int) -> Figure:
+    """Accuracy of base, trained model and what lies between; hollow: of the first attempt."""
+    bars = d["bars"]
+    rows = [row(r["name"], "top", r, [("base", r["first"])]) for r in bars]
+    said = "; ".join(f"{r['name']}: {at(r)}" for r in bars)
+    first, last = (pct(bars[i]["first"]) for i in (0, -1))
+    said += f". Right at the first attempt: base {first}, trained {last}."
+    return *dots(rows, w, "accuracy: ● answer, ○ first attempt", whole), said
+
+
+# ---------------------------------------------------------------------- where the entropy is
+
+
+def histogram(d: dict, w: int) -> Figure:
     """Counts on a log axis that starts at half a token, so that a single one is seen."""
-    base, final = d["base"]["histogram"], (d.get("final") or d["base"])["histogram"]
+    base, final = d["base"]["histogram"], d["final"]["histogram"]
     floor, most = math.log10(0.5), max(*base["counts"], *final["counts"], 1)
     top = math.ceil(math.log10(most) + 0.01)
     ends = min(base["edges"][0], final["edges"][0]), max(base["edges"][-1], final["edges"][-1])
     yticks = [(e, f"{10**e:,}" if e < 4 else f"{10 ** (e - 3):,}k") for e in range(top + 1)]
     words = ("entropy, nats", "tokens, log scale", "bars: base, line: after RLVR")
-    words = words if d.get("final") else words[:2]
     px, py, out = axes(w, 320, ends, (floor, top), plain(ticks(*ends)), yticks, words)
-    counted = zip(pairwise(base["edges"]), base["counts"], strict=True)
-    out += bars(
-        [(a, b, math.log10(n), level((a + b) / 2, d["base"]["p99"])) for (a, b), n in counted if n],
-        px, py, floor,
-    )  # fmt: skip
-    if d.get("final"):
-        heights = [py(math.log10(n) if n else floor) for n in final["counts"]]
-        steps = zip(pairwise(final["edges"]), heights, strict=True)
-        out += stroke([(px(x), y) for ends, y in steps for x in ends], "line solid all")
+    p99, counted = d["base"]["p99"], zip(pairwise(base["edges"]), base["counts"], strict=True)
+    items = []
+    for (a, b), n in counted:
+        words = f"{num(a)} to {num(b)} nats: {n:,} tokens"
+        items += [(a, b, math.log10(n), level((a + b) / 2, p99), words)] if n else []
+    heights = [py(math.log10(n) if n else floor) for n in final["counts"]]
+    steps = zip(pairwise(final["edges"]), heights, strict=True)
+    out += bars(items, px, py, floor)
+    out += stroke([(px(x), y) for ends, y in steps for x in ends], "line solid all")
     x = px(d["base"]["p80"])
     out += stroke([(x, 38), (x, py(floor))], "rule")
-    return out + label(x + 14, 52, f"base, 80th percentile: {num(d['base']['p80'])}", "tick"), 320
-
-
-def say_histogram(d: dict) -> str:
-    def one(x: dict) -> str:
-        return (
-            f"{pct(x['below_0.01'])} of {x['n_tokens']:,} tokens are below 0.01 nats, the 80th "
-            f"percentile is {num(x['p80'])} and the highest fifth holds {pct(x['top20_share'])} of "
-            "all entropy"
-        )
-
-    final = f" After RLVR: {one(d['final'])}." if d.get("final") else ""
-    return f"Base model ({d['base']['dtype']}): {one(d['base'])}.{final}"
+    out += label(x + 14, 52, f"base, 80th percentile: {num(d['base']['p80'])}", "tick")
+    said = "; after RLVR: ".join(
+        f"{pct(x['below_0.01'])} of {x['n_tokens']:,} tokens are below 0.01 nats, the 80th "
+        f"percentile is {num(x['p80'])} and the highest fifth holds {pct(x['top20_share'])} of "
+        "all entropy"
+        for x in (d["base"], d["final"])
+    )
+    return out, 320, f"Base model ({d['base']['dtype']}): {said}."
 
 
 def after(d: dict) -> dict[str, float]:
     """Token -> mean entropy after RLVR."""
-    final = d.get("final") or dict(highest=[], lowest=[])
-    return {r["token"]: r["entropy"] for r in final["highest"] + final["lowest"]}
+    return {r["token"]: r["entropy"] for r in d["final"]["highest"] + d["final"]["lowest"]}
 
 
-def ranking(d: dict, w: int) -> Drawing:
+def ranking(d: dict, w: int) -> Figure:
     """The fifteen tokens of highest base entropy: base and trained mean entropy, in nats."""
-    rows, final, out = d["base"]["highest"][:15], after(d), []
-    for r, name in zip(rows, names(rows), strict=True):
-        points = [("base", r["entropy"])]
-        points += [("top", final[r["token"]])] if r["token"] in final else []
-        ends = sorted(v for _, v in points)
-        out.append(dict(name=name[:14], points=points, low=ends[0], high=ends[-1]))
-    side = 24 + round(7.3 * max(len(r["name"]) for r in out))
-    return dots(out, w, "mean entropy, nats: ○ base, ● after RLVR", "{:g}".format, side)
-
-
-def say_tokens(d: dict) -> str:
-    t, final = d["base"], after(d)
+    t, final, rows = d["base"], after(d), []
+    for r, name in zip(t["highest"][:15], names(t["highest"][:15]), strict=True):
+        later = [final[r["token"]]] if r["token"] in final else []
+        base = ("base", r["entropy"], *(sorted((r["entropy"], *later)) if later else ()))
+        rows.append(dict(name=name[:14], points=[base, *(("top", h) for h in later)]))
 
     def three(rows: list[dict]) -> str:
         pairs = zip(names(rows[:3]), rows, strict=False)
         return ", ".join(f"“{name}” {num(r['entropy'])}" for name, r in pairs)
 
-    ten = [r for r in t["highest"][:10] if r["token"] in final]
-    moved = (
-        [mean([r["entropy"] for r in ten]), mean([final[r["token"]] for r in ten])] if ten else []
-    )
-    return (
-        f"Of the tokens drawn more than {d['floor']} times {three(t['highest'])} have the highest "
-        f"mean entropy (nats), {three(t['lowest'])} the lowest."
-        + (
-            f" RLVR moves the {len(ten)} highest from {num(moved[0])} to {num(moved[1])}."
-            if ten
-            else ""
-        )
-    )
+    said = f"Of the tokens drawn more than {d['floor']} times {three(t['highest'])} have the "
+    said += f"highest mean entropy (nats), {three(t['lowest'])} the lowest."
+    if ten := [r for r in t["highest"][:10] if r["token"] in final]:
+        moved = mean([r["entropy"] for r in ten]), mean([final[r["token"]] for r in ten])
+        said += f" RLVR moves the {len(ten)} highest from {num(moved[0])} to {num(moved[1])}."
+    what = "mean entropy, nats: ○ base, ● after RLVR"
+    return *dots(rows, w, what, "{:g}".format, beside=True), said
 
 
 def most_and_least(t: dict) -> tuple[list[dict], list[dict]]:
@@ -411,7 +429,7 @@ def most_and_least(t: dict) -> tuple[list[dict], list[dict]]:
     return t["highest"][:n], t["lowest"][:n]
 
 
-def cloud(d: dict, w: int) -> Drawing:
+def cloud(d: dict, w: int) -> Figure:
     """The tokens of highest and lowest mean entropy, font size linear in it."""
     most, least = most_and_least(d["base"])
     top = max(r["entropy"] for r in most) or 1.0
@@ -423,78 +441,139 @@ def cloud(d: dict, w: int) -> Drawing:
     high, y = flow(sized(most, "top"), w, 20)
     low, end = flow(sized(least, "muted"), w, y + 46)
     heads = label(0, 12, "highest mean entropy", "axis") + label(0, y + 40, "lowest", "axis")
-    return heads + high + low, round(end + 10)
+    a, b = (num(mean([r["entropy"] for r in rows])) for rows in (most, least))
+    said = f"The size of a token grows linearly with its mean entropy: the {len(most)} highest "
+    said += f"average {a} nats, the {len(least)} lowest {b}."
+    return heads + high + low, round(end + 10), said
 
 
-def say_cloud(d: dict) -> str:
-    most, least = most_and_least(d["base"])
-    a, b = (mean([r["entropy"] for r in rows]) for rows in (most, least))
-    return (
-        f"The size of a token grows linearly with its mean entropy: the {len(most)} highest "
-        f"average {num(a)} nats, the {len(least)} lowest {num(b)}."
+# ---------------------------------------------------------------------- where it is decided
+
+
+def held(x: dict) -> str:
+    """The share of the outcome's variance at the top fifth, in words."""
+    share, low, high = (100 * v for v in x["top20"])
+    return f"{share:.0f}% [{low:.0f}, {high:.0f}]"
+
+
+def cumulative(d: dict, w: int) -> Figure:
+    """Share of the outcome's variance at the x% of tokens with the highest entropy."""
+    series = [dict(name=name, style=style) for name, style in (("base", "ink"), ("trained", "top"))]
+    b, f = d["base"], d["final"]
+    for s, x in zip(series, (b, f), strict=True):
+        s |= dict(x=[*range(101)], y=[0, *x["cumulative"]["share"]])
+    values = [v for s in series for v in s["y"]]
+    y = min(values), max(1.0, *values) * 1.05
+    words = ("% of tokens with the highest entropy", "share of the outcome’s variance")
+    said = (
+        "A fifth of the tokens, where the base model hesitates most, holds "
+        f"{held(b)} of what decides whether its answer is right; {b['percent_for_90']}% of its "
+        f"tokens hold 90%, {f['percent_for_90']}% of the trained model’s."
     )
+    return *curves(series, w, 280, y, [(v, whole(v)) for v in ticks(*y)], words), said
 
 
-def temperatures(d: dict, w: int) -> Drawing:
-    """Accuracy over temperature (paper Eq. 5): forks at t, and the rest at t; equal spacing."""
-    grid = sorted({r["t"] for r in d["fork"] + d["rest"]})
-    series, aside = [], 0.06  # so that intervals of one temperature stand beside each other
-    for name, style, rows, x in (
-        ("forks at T", "top", d["fork"], -aside),
-        ("rest at T", "all", d["rest"], aside),
-    ):
-        y, low, high = ([r[k] for r in rows] for k in ("accuracy", "low", "high"))
-        line = dict(name=name, style=style, x=[grid.index(r["t"]) + x for r in rows])
-        series.append(line | dict(y=y, low=low, high=high, dotted=True))
-    y = percents(0, max(max(s["high"]) for s in series))
-    words = ("temperature T, the other kind at 1", "accuracy")
-    return curves(series, w, 320, *y, words, [(i, f"{t:g}") for i, t in enumerate(grid)])
+def decomposition(d: dict, w: int) -> Figure:
+    """Share of the outcome's variance that each tenth of the tokens by entropy holds."""
+    words = "decile of entropy, 10 = highest", "share of the outcome’s variance"
+    panels = [
+        by_decile(d[k]["deciles"], "share", w, 230, (words[0], f"{name}: {words[1]}"))
+        for k, name in SIDES.items()
+    ]
+    said = (
+        f"The highest fifth holds {held(d['base'])} of what decides the base model’s answers, "
+        f"{held(d['final'])} of the trained model’s; an estimate without bias may exceed 100%. "
+        f"{d['base']['n_responses']} answers of each."
+    )
+    return *stack(*panels), said
 
 
-def pick(rows: Sequence[dict], t: float) -> dict | None:
+def kinds(d: dict, w: int) -> Figure:
+    """Share of the outcome's variance by what a token is there for."""
+    rows = {r["name"]: [] for which in SIDES for r in d[which]["kinds"]}
+    for which, style in dict(base="base", final="top").items():
+        for r in d[which]["kinds"]:
+            rows[r["name"]].append((style, r["share"], r["low"], r["high"]))
+    said = "; ".join(
+        f"{name}: " + ", ".join(f"{r['name']} {pct(r['share'])}" for r in d[which]["kinds"][:3])
+        for which, name in SIDES.items()
+    )
+    drawn = [dict(name=name, points=points) for name, points in rows.items()]
+    what = "share of the variance: ○ base, ● after RLVR"
+    return *dots(drawn, w, what, whole, beside=True), f"{said}."
+
+
+def both(d: dict) -> list[dict]:
+    """The two thresholds of `two_temperature`."""
+    return [d, d["other"]]
+
+
+def pick(x: dict, which: str, t: float | str) -> dict | None:
+    """The row of the forks or of the rest at temperature `t`, or its "coldest", or "warm": the best
+    above 1."""
+    rows = x[which]
+    if t == "coldest":
+        return min(rows, key=lambda r: r["t"], default=None)
+    if t == "warm":
+        return max((r for r in rows if r["t"] > 1), key=lambda r: r["accuracy"], default=None)
     return next((r for r in rows if r["t"] == t), None)
 
 
-def coldest(rows: Sequence[dict]) -> dict | None:
-    return min(rows, key=lambda r: r["t"], default=None)
+def temperatures(d: dict, w: int) -> Figure:
+    """Accuracy over temperature (paper Eq. 5): forks at t, and the rest at t; equal spacing; a
+    panel for each threshold."""
+    panels, parts, most = [], [], max(r["high"] for x in both(d) for r in x["fork"] + x["rest"])
+    for x in both(d):
+        grid, series = sorted({r["t"] for r in x["fork"] + x["rest"]}), []
+        # intervals of one temperature stand beside each other
+        for name, style, aside in (("fork", "top", -0.06), ("rest", "all", 0.06)):
+            line = {k: [r[k] for r in x[name]] for k in ("accuracy", "low", "high")}
+            xs = [grid.index(r["t"]) + aside for r in x[name]]
+            line |= dict(name=f"{name} at T", style=style, x=xs, y=line["accuracy"], dotted=True)
+            line |= dict(at=[f"T = {r['t']:g}" for r in x[name]])
+            series.append(line)
+        kind = f"{num(x['threshold'])} nats ({x['threshold_kind']})"
+        words = "temperature T, the other kind at 1", f"accuracy; forks from {kind}"
+        xticks = [(i, f"{t:g}") for i, t in enumerate(grid)]
+        panels.append(curves(series, w, 320, *percents(0, most), words, xticks))
+        points = dict(everything=("fork", 1), best_warmer_forks=("fork", "warm"))
+        points |= dict(coldest_forks=("fork", "coldest"), hot_rest=("rest", 2))
+        rows = {name.replace("_", " "): pick(x, *way) for name, way in points.items()}
+        said = [f"{name}, at T = {r['t']:g}, {at(r)}" for name, r in rows.items() if r]
+        parts.append(f"Forks from {kind}: {'; '.join(said)}.")
+    return *stack(*panels), " ".join(parts)
 
 
-def warmer(rows: Sequence[dict]) -> list[dict]:
-    return [r for r in rows if r["t"] > 1]
+# ---------------------------------------------------------------------- what RLVR does to it
 
 
-def best(rows: Sequence[dict]) -> dict | None:
-    return max(rows, key=lambda r: r["accuracy"], default=None)
-
-
-def say_temperatures(d: dict) -> str:
-    points = {
-        "Everything": pick(d["fork"], 1),
-        "Forks, best of the higher": best(warmer(d["fork"])),
-        "Forks, coldest": coldest(d["fork"]),
-        "The rest, next higher": coldest(warmer(d["rest"])),
-    }
-    parts = [f"{name}, at T = {r['t']:g}: {at(r)}." for name, r in points.items() if r]
-    return f"Forks start at {num(d['threshold'])} nats ({d['threshold_kind']}). {' '.join(parts)}"
-
-
-def overlaps(d: dict, w: int) -> Drawing:
+def overlaps(d: dict, w: int) -> Figure:
     """Share of the top-20% positions that each kept step has with the base and the final model."""
     columns = (("with base", "all", d["overlap_base"]), ("with final", "top", d["overlap_final"]))
     series = [dict(name=n, style=s, x=d["steps"], y=y, dotted=True) for n, s, y in columns]
     y = percents(min(v for s in series for v in s["y"]), 1.0)
-    return curves(series, w, 280, *y, ("step", "overlap"))
-
-
-def say_overlaps(d: dict) -> str:
-    return (
+    said = (
         f"At step {d['steps'][-1]:,} the model shares {pct(d['overlap_base'][-1])} of its "
         f"{whole(d['rho'])} of positions with the highest entropy with the base model "
         f"({d['n_tokens']:,} tokens)."
     )
+    return *curves(series, w, 280, *y, ("step", "overlap")), said
 
 
-def changes(d: dict, w: int) -> Drawing:
+def overlap_rho(d: dict, w: int) -> Figure:
+    """The overlap of base and final model by the share of tokens that is compared."""
+    x, y = ([r[k] for r in d["by_rho"]] for k in ("rho", "overlap"))
+    series = [dict(name="overlap", style="all", x=x, y=y, dotted=True)]
+    series.append(dict(name="by chance", style="random", x=x, y=x))
+    words = ("share of tokens compared, rho", "overlap")
+    said = ", ".join(f"{pct(b)} at {whole(a)}" for a, b in zip(x, y, strict=True))
+    said = f"What is kept of the forking positions depends on how many are compared: {said}."
+    return *curves(
+        series, w, 280, *percents(0, 1), words, x=[(v, whole(v)) for v in ticks(x[0], x[-1])]
+    ), said
+
+
+def changes(d: dict, w: int) -> Figure:
     """Mean change of entropy, nats, in each 5% of the tokens by base entropy."""
     rows, values = d["bins"], [0.0, *(r["change"] for r in d["bins"])]
     pad = 0.06 * (max(values) - min(values)) or 0.1
@@ -504,35 +583,32 @@ def changes(d: dict, w: int) -> Drawing:
     words = (what, "change of mean entropy, nats")
     px, py, out = axes(w, 280, (0, n), y, xticks, plain(ticks(*y)), words)
     top = max(r["base"] for r in rows)
-    items = [(i, i + 1, r["change"], level(r["base"], top)) for i, r in enumerate(rows)]
-    return out + bars(items, px, py) + stroke([(px(0), py(0)), (px(n), py(0))], "zero"), 280
+    items = []
+    for i, r in enumerate(rows):
+        words = f"{num(r['base'])} nats: {signed(r['change'])}"
+        items.append((i, i + 1, r["change"], level(r["base"], top), words))
+    out += bars(items, px, py) + stroke([(px(0), py(0)), (px(n), py(0))], "zero")
+    share, change = top_fifth(rows)
+    said = (
+        f"{pct(share)} of the change, summed over bins without sign, lies in the fifth of the "
+        f"tokens with the highest base entropy, which change by {signed(change)} nats on average."
+    )
+    return out, 280, said
 
 
 def top_fifth(rows: Sequence[dict]) -> tuple[float, float]:
     """(share of all |entropy change| in the fifth of the tokens whose base entropy is highest,
     their mean change in nats); the bin at the border counts in part."""
     left = need = 0.2 * sum(r["n"] for r in rows)
-    inside = signed = 0.0
+    inside = change = 0.0
     for r in sorted(rows, key=lambda r: -r["base"]):
         n = min(left, r["n"])
-        inside, signed, left = inside + n * abs(r["change"]), signed + n * r["change"], left - n
+        inside, change, left = inside + n * abs(r["change"]), change + n * r["change"], left - n
     total = sum(r["n"] * abs(r["change"]) for r in rows)
-    return inside / (total or 1.0), signed / (need or 1.0)
+    return inside / (total or 1.0), change / (need or 1.0)
 
 
-def signed(x: float) -> str:
-    return f"{x:+.3f}".replace("-", "−")
-
-
-def say_changes(d: dict) -> str:
-    share, change = top_fifth(d["bins"])
-    return (
-        f"{pct(share)} of the change, summed over bins without sign, lies in the fifth of the "
-        f"tokens with the highest base entropy, which change by {signed(change)} nats on average."
-    )
-
-
-def percentiles(d: dict, w: int) -> Drawing:
+def percentiles(d: dict, w: int) -> Figure:
     """Percentiles of the entropy, nats on a log axis, over the kept steps."""
     series = []
     for name, ys in d["percentiles"].items():
@@ -541,31 +617,84 @@ def percentiles(d: dict, w: int) -> Drawing:
         series.append(dict(name=name, style=style, x=d["steps"], y=logs))
     low = math.floor(min(v for s in series for v in s["y"]))
     high = math.ceil(max(v for s in series for v in s["y"]) + 1e-9)
-    yticks = [(e, f"{10.0**e:g}") for e in range(low, high + 1)]
-    words = ("step", "entropy, nats, log scale (0 drawn at 0.00001)")
-    return curves(series, w, 320, (low, high), yticks, words)
-
-
-def say_percentiles(d: dict) -> str:
-    rows = {p: d["percentiles"][p] for p in ("p50", "p80", "p90", "p99") if p in d["percentiles"]}
+    small = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    yticks = [(e, "10" + str(e).translate(small)) for e in range(low, high + 1)]
+    words = ("step", "entropy, nats, log scale (0 drawn at 10⁻⁵)")
+    rows = {p: v for p, v in d["percentiles"].items() if p in ("p50", "p80", "p90", "p99")}
     parts = [f"{p} {num(v[0])} → {num(v[-1])}" for p, v in (rows | dict(mean=d["mean"])).items()]
-    return f"From step {d['steps'][0]:,} to {d['steps'][-1]:,}, in nats: {', '.join(parts)}."
+    said = f"From step {d['steps'][0]:,} to {d['steps'][-1]:,}, in nats: {', '.join(parts)}."
+    return *curves(series, w, 320, (low, high), yticks, words), said
+
+
+def sparsity(d: dict, w: int) -> Figure:
+    """Share of parameters unchanged in bf16, in all and by layer; hollow: by weight decay alone."""
+    total, rows = d | dict(name="all parameters", n=sum(r["n"] for r in d["layers"])), []
+    for r in (total, *d["layers"]):
+        points = [("base", r["decayed"]), ("all" if r is total else "top", r["beyond"])]
+        rows.append(dict(name=r["name"], points=points, note=f"of {r['n']:,}"))
+    said = (
+        f"{pct(1 - d['unchanged'])} of the parameters changed in {d['dtype']}; weight decay alone "
+        f"changes {pct(1 - d['decayed'])}, and beyond it {pct(1 - d['beyond'])} changed."
+    )
+    return *dots(rows, w, "unchanged: ● beyond weight decay, ○ by it alone", whole), said
+
+
+def anatomy(d: dict, w: int) -> Figure:
+    """The norm by mask; below it the norm and the agreement of two halves by entropy decile."""
+    d, rows = d["models"][0], []
+    for a in d["arms"]:
+        note = f"cosine with all {a['cosine']:.2f}, halves {signed(a['split_half'], '.2f')}"
+        rows.append(dict(name=a["name"], points=[(a["name"].split()[0], a["norm"])], note=note))
+    parts = [dots(rows, w, "gradient norm", "{:g}".format)]
+    for key, what in (("norm", "gradient norm"), ("split_half", "cosine of the two halves")):
+        words = "decile of entropy, 10 = highest", what
+        parts.append(by_decile(d["deciles"], key, w, 210, words))
+    said = "; ".join(
+        f"{a['name']}: norm {num(a['norm'])}, cosine with all {signed(a['cosine'], '.3f')}, halves "
+        f"agree {signed(a['split_half'], '.2f')}, {signed(a['robust'], '.2f')} without its "
+        f"{d['largest']} largest tokens"
+        for a in d["arms"]
+    )
+    for a in (a for a in d["arms"] if a["name"].startswith("bottom")):
+        down, push = (signed(v, "+.2f") for v in (a["down"], d["mean_advantage"]))
+        said += f". The {a['name']} without them have cosine {down} with “every drawn token down”; "
+        said += f"mean advantage of a token {push}"
+    return *stack(*parts), f"{said}. {d['n_tokens']:,} tokens of the {d['model']} model."
+
+
+# ---------------------------------------------------------------------- arms
 
 
 def arm(d: dict, keep: str, rho: float = 0.2) -> dict | None:
     """The arm with this mask and no other flag; with `all`, rho says nothing."""
-    same = [a for a in d["arms"] if a["keep"] == keep and not a.get("flags")]
+    same = [a for a in d["arms"] if a["keep"] == keep and not a["flags"]]
     return next((a for a in same if keep == "all" or abs(a["rho"] - rho) < 1e-9), None)
 
 
-def test_of(d: dict, keep: str) -> dict | None:
-    return (arm(d, keep) or {}).get("test")
+def minus(d: dict, a: dict | None, b: dict | None) -> dict | None:
+    """Arm a's accuracy minus arm b's by the rule of study/stats.py, `n` runs each at least; None
+    where one is missing or nothing was right."""
+    if not a or not b or a["test"]["accuracy"] == b["test"]["accuracy"] == 0:
+        return None
+    x, y = (arm["test"]["per_seed"] for arm in (a, b))
+    return difference(x, y, d["sd"] or math.nan, d["df"]) | dict(n=min(len(x), len(y)))
+
+
+def in_points(found: dict) -> str:
+    """A difference in points, with its interval and its runs."""
+    gap, low, high = (signed(100 * (found[k] or 0), "+.1f") for k in ("mean", "low", "high"))
+    ends = "" if found["low"] is None else f" [{low},\u00a0{high}]"
+    return f"{gap}{ends} points, {found['n']} runs"
 
 
 def title_of(a: dict) -> str:
     """The arm in words, "bottom 80%", unless it has other flags."""
     share = {"all": "all", "bottom": f"bottom {100 - 100 * a['rho']:g}%"}
-    return a["name"] if a.get("flags") else share.get(a["keep"], f"{a['keep']} {100 * a['rho']:g}%")
+    return a["name"] if a["flags"] else share.get(a["keep"], f"{a['keep']} {100 * a['rho']:g}%")
+
+
+def style_of(a: dict) -> str:
+    return a["keep"] if a["keep"] in MASKS else "ink"
 
 
 def main_arms(d: dict) -> list[dict]:
@@ -573,163 +702,63 @@ def main_arms(d: dict) -> list[dict]:
     return [a for keep in MASKS if (a := arm(d, keep))] or d["arms"][:4]
 
 
-def arm_curves(d: dict, w: int, over: str, what: str) -> Drawing:
-    """Each arm's mean training accuracy, with its band, over the column `over` of its curve."""
-    series = []
-    for a in main_arms(d):
-        c, style = a["curve"], a["keep"] if a["keep"] in MASKS else "ink"
-        columns = dict(x=c[over], y=c["accuracy"])
-        series.append(columns | dict(name=title_of(a)[:12], style=style))
-    series = [s for s in series if s["x"]]
-    if not series:
-        return label(0, 20, "no arm has made a step yet", "axis"), 40
-    values = [v for s in series for v in s["y"]]
-    return curves(series, w, 340, *percents(min(values), max(values)), (what, "training accuracy"))
+def arm_curves(over: str, what: str) -> Callable[[dict, int], Figure]:
+    """Each arm's mean training accuracy, its runs as thin lines, over the column `over`."""
+
+    def draw(d: dict, w: int) -> Figure:
+        series, parts = [], []
+        made = [(a, a["curve"]) for a in main_arms(d) if a["curve"]["step"]]
+        if not made:
+            return label(0, 20, "no arm has made a step yet", "axis"), 40, "No arm has made a step."
+        common = min(c[over][-1] for _, c in made)
+        for a, c in made:
+            line = dict(x=c[over], y=c["accuracy"], runs=c["runs"])
+            series.append(line | dict(name=title_of(a)[:12], style=style_of(a)))
+            done = sum(x <= common for x in c[over])
+            parts += [f"{title_of(a)} {pct(c['accuracy'][done - 1])}"] if done else []
+        values = [v for s in series for ys in (s["y"], *s["runs"]) for v in ys]
+        n = " or ".join(map(str, sorted({len(c["runs"]) for _, c in made})))
+        said = f"Training accuracy after {common:,.0f} {what}, where the first arm ends: "
+        said += f"{', '.join(parts)}; means over {n} runs each."
+        words = (what, "training accuracy")
+        return *curves(series, w, 340, *percents(min(values), max(values)), words), said
+
+    return draw
 
 
-def by_step(d: dict, w: int) -> Drawing:
-    return arm_curves(d, w, "step", "step")
-
-
-def say_by_step(d: dict) -> str:
-    ends = [
-        f"{title_of(a)} {pct(a['curve']['accuracy'][-1])}"
-        for a in main_arms(d)
-        if a["curve"]["accuracy"]
-    ]
-    n = sorted({len(a["seed"]) for a in main_arms(d)})
-    over = f"means over {' or '.join(map(str, n))} runs each"
-    return f"Training accuracy at the last step: {', '.join(ends) or 'none yet'}; {over}."
-
-
-def by_cpu(d: dict, w: int) -> Drawing:
-    return arm_curves(d, w, "cpu_seconds", "CPU-seconds")
-
-
-def say_by_cpu(d: dict) -> str:
-    arms = {title_of(a): a["curve"] for a in main_arms(d) if a["curve"]["step"]}
-    if not arms:
-        return "No arm has made a step yet."
-    common = min(c["cpu_seconds"][-1] for c in arms.values())
-    parts = []
-    for name, c in arms.items():
-        done = sum(t <= common for t in c["cpu_seconds"])
-        parts += [f"{name} {pct(c['accuracy'][done - 1])}"] if done else []
-    return f"After {common:,.0f} CPU-seconds, where the quickest arm ends: {', '.join(parts)}."
-
-
-def final_test(d: dict, w: int) -> Drawing:
-    """Each arm's test accuracy with its interval, the seeds as small dots."""
-    rows = []
-    if b := tested(dict(base=d.get("base")), "base"):
-        rows.append(b | dict(name=SIDES["base"], points=[("base", b["accuracy"])], note=at(b)))
+def final_test(d: dict, w: int) -> Figure:
+    """Each arm's test accuracy with its interval, its runs as small dots."""
+    rows = [row(SIDES["base"], "base", tested(d["base"]))]
     for a in d["arms"]:
-        t, style = a["test"], a["keep"] if a["keep"] in MASKS else "ink"
-        points = [(f"small {style}", v) for v in t["per_seed"]] + [(style, t["accuracy"])]
-        row = dict(name=title_of(a), points=points, note=at(t))
-        rows.append(row | dict(low=t["low"], high=t["high"]))
-    return dots(rows, w, "test accuracy; small dots are seeds", whole)
+        each = [(f"small {style_of(a)}", v) for v in a["test"]["per_seed"]]
+        rows.append(row(title_of(a), style_of(a), a["test"], each))
+    said = ", ".join(f"{title_of(a)} {pct(a['test']['accuracy'])}" for a in main_arms(d))
+    said = f"Right answers on new problems: base {pct(d['base']['accuracy'])}, {said}"
+    if found := minus(d, arm(d, "top"), arm(d, "all")):
+        word = found["verdict"].replace("equal", "equal within two points")
+        said += f"; top 20% minus all is {in_points(found)}: {word}"
+    return *dots(rows, w, "test accuracy; small dots are runs", whole), f"{said}."
 
 
-def say_final_test(d: dict) -> str:
-    parts = [f"base {pct(d['base']['accuracy'])}"] if d.get("base") else []
-    parts += [f"{title_of(a)} {pct(a['test']['accuracy'])}" for a in main_arms(d)]
-    top, full = test_of(d, "top"), test_of(d, "all")
-    if top and full:
-        gap = f"{100 * (top['accuracy'] - full['accuracy']):+.1f}".replace("-", "−")
-        parts.append(f"so top 20% minus all is {gap} points")
-    return f"Test accuracy: {', '.join(parts)}."
-
-
-def anatomy(d: dict, w: int) -> Drawing:
-    """The norm by mask; below it the norm and the agreement of two halves by entropy decile."""
-    d, rows = d["models"][0], []
-    for a in d["arms"]:
-        keep, note = (
-            a["name"].split()[0],
-            f"cosine with all {a['cosine']:.2f}, halves {a['split_half']:.2f}",
-        )
-        style = keep if keep in MASKS else "ink"
-        rows.append(dict(name=a["name"], points=[(style, a["norm"])], note=note))
-    out, y = dots(rows, w, "gradient norm", "{:g}".format)
-    for key, what in (("norm", "gradient norm"), ("split_half", "cosine of the two halves")):
-        values = [0.0, *(r[key] for r in d["deciles"])]
-        ends = min(values) * 1.05, max(*values, 1e-9) * 1.05
-        words = ("decile of entropy, 10 = highest", what)
-        _, _, part = by_decile(d["deciles"], key, w, 210, ends, words)
-        out, y = out + f'<g transform="translate(0 {y + 20})">{part}</g>', y + 230
-    return out, y
-
-
-def say_anatomy(d: dict) -> str:
-    d = d["models"][0]
-    parts = [
-        f"{a['name']} has norm {num(a['norm'])}, cosine {a['cosine']:.3f} with the full gradient "
-        f"and {a['split_half']:.2f} between halves"
-        for a in d["arms"]
-    ]
-    return f"{'; '.join(parts)}. {d['n_tokens']:,} tokens of the {d['model']} model."
-
-
-def decomposition(d: dict, w: int) -> Drawing:
-    """Share of the outcome's variance that each tenth of the tokens by entropy holds."""
-    rows = d["base"]["deciles"]
-    ends = [x for r in rows for x in (r["low"], r["high"])]
-    y = min(0.0, *ends) * 1.05, max(*ends, 1e-9) * 1.05
-    words = ("decile of entropy, 10 = highest", "share of the outcome's variance")
-    px, py, out = by_decile(rows, "share", w, 320, y, words)
-    for r in rows:
-        x = r["decile"] - 0.5
-        out += stroke([(px(x), py(r["low"])), (px(x), py(r["high"]))], "whisker")
-    return out, 320
-
-
-def say_decomposition(d: dict) -> str:
-    parts = []
-    for which, name in SIDES.items():
-        share, low, high = d[which]["top20"]
-        ends = f"[{100 * low:.0f}, {100 * high:.0f}]"
-        most = ", ".join(f"{r['name']} {pct(r['share'])}" for r in d[which]["kinds"][:3])
-        parts.append(f"{name}: the top fifth holds {100 * share:.0f}% {ends}; {most}.")
-    return " ".join(parts)
-
-
-def sparsity(d: dict, w: int) -> Drawing:
-    """Share of parameters unchanged in bf16, in all and by layer."""
-    n = sum(r["n"] for r in d["layers"])
-    total = dict(name="all parameters", unchanged=d["unchanged"], n=n)
-    rows = []
-    for r in (total, *d["layers"]):
-        note = f"{pct(r['unchanged'])} of {r['n']:,}"
-        style = "all" if r is total else "top"
-        rows.append(dict(name=r["name"], points=[(style, r["unchanged"])], note=note))
-    return dots(rows, w, f"share of parameters unchanged in {d['dtype']}", whole)
-
-
-def say_sparsity(d: dict) -> str:
-    rows = sorted(d["layers"], key=lambda r: r["unchanged"])
-    parts = [f"{r['name']} {pct(1 - r['unchanged'])}" for r in (rows[0], rows[-1])]
-    return (
-        f"{pct(1 - d['unchanged'])} of the parameters changed in {d['dtype']}; most of them in "
-        f"{parts[0]}, fewest in {parts[1]}."
-    )
-
-
-# each figure that page.html names: its section, its drawing and its sentence
-FIGURES = dict(
-    before_after=("distribution", before_after, say_before_after),
-    training=("training", training, say_training),
-    histogram=("distribution", histogram, say_histogram),
-    ranking=("tokens", ranking, say_tokens),
-    cloud=("tokens", cloud, say_cloud),
-    two_temperature=("two_temperature", temperatures, say_temperatures),
-    overlap=("during", overlaps, say_overlaps),
-    change=("during", changes, say_changes),
-    percentiles=("during", percentiles, say_percentiles),
-    arms_step=("comparison", by_step, say_by_step),
-    arms_cpu=("comparison", by_cpu, say_by_cpu),
-    arms_test=("comparison", final_test, say_final_test),
-    anatomy=("anatomy", anatomy, say_anatomy),
-    decomposition=("decomposition", decomposition, say_decomposition),
-    sparsity=("sparsity", sparsity, say_sparsity),
+# each figure that page.html names: its section, and the figure
+FIGURES: dict[str, tuple[str, Callable[[dict, int], Figure]]] = dict(
+    before_after=("distribution", before_after),
+    training=("training", training),
+    learned=("learned", learned),
+    histogram=("distribution", histogram),
+    ranking=("tokens", ranking),
+    cloud=("tokens", cloud),
+    cumulative=("decomposition", cumulative),
+    decomposition=("decomposition", decomposition),
+    kinds=("decomposition", kinds),
+    two_temperature=("two_temperature", temperatures),
+    overlap=("during", overlaps),
+    overlap_rho=("during", overlap_rho),
+    change=("during", changes),
+    percentiles=("during", percentiles),
+    arms_test=("comparison", final_test),
+    arms_step=("comparison", arm_curves("step", "steps")),
+    arms_cpu=("comparison", arm_curves("cpu_seconds", "CPU-seconds")),
+    anatomy=("anatomy", anatomy),
+    sparsity=("sparsity", sparsity),
 )

@@ -34,24 +34,16 @@ from infra.flags import flag
 from model import NEVER, Transformer, at_least_fp32, entropy_of
 from rollout import Rollout, Sampling
 from study.stats import deciles, shares
-from tasks.ask import (
-    PERCENTILES,
-    World,
-    ask,
-    distribution,
-    entropy_by_token,
-    measure,
-    open_model,
-    open_task,
-    rescore,
-    seed_of,
-)
+from tasks import ask
+from tasks.ask import World, measure, seed_of
 from tasks.countdown import KINDS, Countdown
 from tasks.tokenizer import Tokenizer
 
 # the paper's grid, and where a small model still makes sense
 TEMPERATURES = (0.0, 0.05, 0.3, 0.6, 1.0, 1.1, 1.2, 1.3, 1.5, 2.0, 3.0, 5.0)
 RHOS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
+COLUMNS = "step accuracy reward length truncated entropy entropy_kept entropy_dropped tau".split()
+COLUMNS += ["grad_norm", "kept_fraction"]  # of metrics.jsonl
 LONGEST = 400  # response tokens of a trace that the page shows
 COORDINATES = 2**24  # of a gradient, at most, that the anatomy keeps
 LARGEST = 10  # tokens that a robust agreement of halves leaves out
@@ -182,7 +174,7 @@ class Run:
     def __post_init__(self) -> None:
         if self.model is None:  # the run was cut over processes that are gone
             dtype = getattr(torch, self.c.dtype)
-            self.model, _ = open_model(self.folder, weights.device(self.c.device), dtype=dtype)
+            self.model, _ = ask.open_model(self.folder, weights.device(self.c.device), dtype=dtype)
         self.states = self.states or states_of(self.folder, self.c.steps, self.model)
 
     def weights_of(self, step: int) -> dict[str, Tensor]:
@@ -226,7 +218,9 @@ class Run:
 def states_of(folder: Path, step: int, model: Transformer) -> dict[int, Path | dict]:
     """Where the weights of a run's steps are: its snapshots, and a copy of those that `model` holds
     as those of `step`, unless a snapshot has them."""
-    found = {int(p.stem): p for p in (folder / "snapshots").glob("*.pt") if p.stem.isdigit()}
+    kept = folder / "snapshots"
+    paths = kept.iterdir() if kept.exists() else ()  # glob would pass over a folder it may not read
+    found = {int(p.stem): p for p in paths if p.suffix == ".pt" and p.stem.isdecimal()}
     if step not in found:
         found[step] = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
     return found
@@ -305,13 +299,17 @@ class Spliced:
         return torch.where(h[:, -1:] > 0, b, a)
 
 
-def trace(model: Transformer, one: Rollout, tokenizer: Tokenizer) -> list[dict]:
-    """One sample's response tokens: text, entropy, probability, five likeliest alternatives."""
+def trace(model: Transformer, one: Rollout, tokenizer: Tokenizer, pool: Tensor) -> list[dict]:
+    """One sample's response tokens: text, entropy, its rank `q` (the share of the entropies `pool`
+    that are higher), probability, five likeliest alternatives."""
+    pool, h = pool.cpu().sort().values, one.entropy.cpu()
+    q = (1 - torch.searchsorted(pool, h, right=True) / len(pool)).tolist()
     columns = [x.tolist() for x in alternatives(model, one)[:4]]
     out = []
-    for token, p, h, best, ids in zip(one.responses()[0], *columns, strict=True):
-        alt = [[tokenizer.token(i), float(f"{q:.3g}")] for q, i in zip(best, ids, strict=True)]
-        out.append(dict(t=tokenizer.token(token), h=round(h, 4), p=float(f"{p:.3g}"), alt=alt))
+    for token, rank, p, h, best, ids in zip(one.responses()[0], q, *columns, strict=True):
+        alt = [[tokenizer.token(i), float(f"{x:.3g}")] for x, i in zip(best, ids, strict=True)]
+        about = dict(h=round(h, 4), q=round(rank, 4), p=float(f"{p:.3g}"), alt=alt)
+        out.append(dict(t=tokenizer.token(token)) | about)
     return out
 
 
@@ -321,17 +319,14 @@ def continued(
     """One continuation of each beginning of a response to its end, at most `max_new` tokens in all:
     (the ids that were added, the reward); a beginning that has ended is graded as it is."""
     c, world, tokenizer = run.c, run.world, run.world.tokenizer()
-    out = [
-        ([], world.reward(p, tokenizer.decode(s))) for p, s in zip(problems, starts, strict=True)
-    ]
+    texts = map(tokenizer.decode, starts)
+    out = [([], world.reward(p, text)) for p, text in zip(problems, texts, strict=True)]
     ends = tokenizer.stops.values()
     going = [i for i, s in enumerate(starts) if {*s[-1:]}.isdisjoint(ends) and len(s) < c.max_new]
     if going:
         begun, asked = ([x[i] for i in going] for x in (starts, problems))
-        how = Sampling(c.temperature)
-        samples, _, rewards = ask(
-            run.model, world, asked, 1, c.max_new, how, seed, rows=c.rows, starts=begun
-        )
+        sampled = dict(how=Sampling(c.temperature), seed=seed, rows=c.rows, starts=begun)
+        samples, _, rewards = ask.ask(run.model, world, asked, 1, c.max_new, **sampled)
         for i, ids, reward in zip(going, samples.responses(), rewards.tolist(), strict=True):
             out[i] = ids[: c.max_new - len(starts[i])], reward
     return out
@@ -375,39 +370,37 @@ def run_section(run: Run, f: Flags) -> dict:
     small = f"Countdown: {c.n_numbers} numbers up to {c.max_number}, operations {c.ops}, values up "
     summary, spent = run.folder / "summary.json", run.cpu_seconds
     if spent is None and summary.exists():
-        spent = json.loads(summary.read_text())["cpu_seconds"]
+        spent = files.read_json(summary).get("cpu_seconds")
     settings = {k: getattr(c, k) for k in ("dtype", "seed", "keep", "rho", "steps")}
+    settings |= dict(model=c.model or c.size, k=c.eval_k, cpu_seconds=spent)
+    settings |= dict(name=run.folder.resolve().name, torch=torch.__version__)
     return settings | dict(
-        name=run.folder.resolve().name,
         command=f"python fork_gpt.py {shlex.join(flags.typed(given))}",
-        model=c.model or c.size,
         n_params=sum(p.numel() for p in run.model.parameters()),
-        torch=torch.__version__,
         hardware=weights.hardware(run.model.head_weight.device),
         world=c.data or f"{small}to {c.max_value}",
         n_test=len(run.splits["test"][: c.eval_problems or None]),
-        k=c.eval_k,
-        cpu_seconds=spent,
     )
 
 
-def whole_lines(path: Path) -> list[str]:
-    """The whole lines of a text file; none where there is no file."""
-    text = path.read_text() if path.exists() else ""
-    return text[: text.rfind("\n") + 1].splitlines()  # a killed run may leave half a line
+def log_of(folder: Path) -> list[dict]:
+    """The steps in RUN/metrics.jsonl, none where there is no file.  UserError for another line."""
+    lines = files.read_log(path := folder / "metrics.jsonl")
+    for n, line in enumerate(lines, 1):
+        for k in (*COLUMNS, "groups"):
+            if not isinstance(line.get(k), (int, float)):
+                raise UserError(f"{path}, line {n}: no number {k}; put it back, or start anew")
+    return lines
 
 
 def training(run: Run, f: Flags) -> dict:
     """The columns of metrics.jsonl, and the measurements on the validation split."""
-    lines = [json.loads(line) for line in whole_lines(run.folder / "metrics.jsonl")]
+    lines = log_of(run.folder)
     if not lines:
         raise Missing(f"no step was logged: python fork_gpt.py --resume {run.folder}")
-    keys = "step accuracy reward length truncated entropy entropy_kept entropy_dropped tau "
-    columns = {k: [x[k] for x in lines] for k in (keys + "grad_norm kept_fraction").split()}
-    measured = [x for x in lines if "val_accuracy" in x]
-    return columns | dict(
-        val_step=[x["step"] for x in measured], val_accuracy=[x["val_accuracy"] for x in measured]
-    )
+    looks = [x for x in lines if "val_accuracy" in x]
+    val = dict(val_step=[x["step"] for x in looks], val_accuracy=[x["val_accuracy"] for x in looks])
+    return {k: [x[k] for x in lines] for k in COLUMNS} | val
 
 
 def distributions(run: Run, f: Flags) -> dict:
@@ -415,12 +408,11 @@ def distributions(run: Run, f: Flags) -> dict:
     looks = {which: run.look(which) for which in ("base", "final")}
     pools = {which: samples.entropy for which, (_, samples) in looks.items()}
     highest = max(h.max().item() for h in pools.values())
-    return {
-        which: dict(n_tokens=len(h), dtype=run.c.dtype, histogram=histogram(h, highest))
-        | looks[which][0]
-        | distribution(h)
-        for which, h in pools.items()
-    }
+    out = {}
+    for which, h in pools.items():
+        out[which] = looks[which][0] | ask.distribution(h)
+        out[which] |= dict(n_tokens=len(h), dtype=run.c.dtype, histogram=histogram(h, highest))
+    return out
 
 
 def forking_tokens(run: Run, f: Flags) -> dict:
@@ -430,16 +422,16 @@ def forking_tokens(run: Run, f: Flags) -> dict:
     floor = min(100, *(int(s.response.sum()) // 1000 for s in looks.values()))
     out, tokenizer = dict(floor=floor), run.world.tokenizer()
     for which, s in looks.items():
-        ranked = entropy_by_token(s.tokens[s.response], s.entropy, floor)
+        ranked = ask.entropy_by_token(s.tokens[s.response], s.entropy, floor)
         rows = [dict(token=tokenizer.token(i), entropy=h, count=n) for i, h, n in ranked]
         out[which] = dict(highest=rows[:100], lowest=rows[::-1][:100])
     return out
 
 
 def chosen(run: Run) -> list[int]:
-    """Six test problems by lot, always the same."""
+    """Six test problems by lot, always the same; the first leads the page."""
     n = len(run.problems())
-    return sorted(Random("traces").sample(range(n), min(6, n)))
+    return Random("traces").sample(range(n), min(6, n))
 
 
 def traces(run: Run, f: Flags) -> list:
@@ -451,7 +443,7 @@ def traces(run: Run, f: Flags) -> list:
         (_, samples), model = run.look(which), run.at(which)
         for i, record in zip(chosen(run), out, strict=True):
             one = samples.sequences([i * k])
-            tokens, ids = trace(model, one, tokenizer), one.responses()[0]
+            tokens, ids = trace(model, one, tokenizer, samples.entropy), one.responses()[0]
             right = run.world.reward(problems[i], tokenizer.decode(ids)) > 0
             head = dict(correct=right, finished=bool(one.finished[0]), length=len(tokens))
             record[which] = head | dict(tokens=tokens[:LONGEST])
@@ -467,20 +459,18 @@ def during(run: Run, f: Flags) -> dict:
     _, samples = run.look("final")
     n = min(f.problems * run.c.eval_k, len(samples.finished))
     samples = samples.sequences(range(n))
-    h = [rescore(run.at(step), samples) for step in steps]  # of (n,) each
+    h = [ask.rescore(run.at(step), samples) for step in steps]  # of (n,) each
     top = [top_entropy(x, 0.2)[0] for x in h]
-    found = [distribution(x) for x in h]
+    found = [ask.distribution(x) for x in h]
+    ends = [[top_entropy(x, r)[0] for x in (h[0], h[-1])] for r in RHOS]
     return dict(
         steps=steps,
         overlap_base=[overlap(x, top[0]) for x in top],
         overlap_final=[overlap(x, top[-1]) for x in top],
         rho=0.2,
-        by_rho=[
-            dict(rho=r, overlap=overlap(*(top_entropy(x, r)[0] for x in (h[0], h[-1]))))
-            for r in RHOS
-        ],
+        by_rho=[dict(rho=r, overlap=overlap(*x)) for r, x in zip(RHOS, ends, strict=True)],
         n_tokens=len(h[0]),
-        percentiles={f"p{p}": [d[f"p{p}"] for d in found] for p in PERCENTILES},
+        percentiles={f"p{p}": [d[f"p{p}"] for d in found] for p in ask.PERCENTILES},
         mean=[d["mean"] for d in found],
         bins=change_by_bin(h[0], h[-1]),
     )
@@ -489,8 +479,8 @@ def during(run: Run, f: Flags) -> dict:
 def sparsity(run: Run, f: Flags) -> dict:
     """Part 9: how many parameters RLVR left as they were, at bf16 resolution, and how many weight
     decay alone would have."""
-    c, lines = run.c, whole_lines(run.folder / "metrics.jsonl")
-    steps = sum(min(c.updates, json.loads(line)["groups"]) for line in lines)
+    c = run.c
+    steps = sum(min(c.updates, line["groups"]) for line in log_of(run.folder))
     decay = (1 - c.lr * c.weight_decay) ** steps if c.optimizer == "adamw" else 1.0
     states = (run.weights_of(run.step_of(which)) for which in ("base", "final"))
     return unchanged(*states, decay)
@@ -509,10 +499,8 @@ def two_temperature(run: Run, f: Flags) -> dict:
     for kind, threshold in kinds:
         out.append(dict(threshold=threshold, threshold_kind=kind, fork=[], rest=[]))
         for t in TEMPERATURES:
-            ways = dict(
-                fork=Sampling(1.0, threshold, t_fork=t), rest=Sampling(t, threshold, t_fork=1.0)
-            )
-            for which, how in ways.items():
+            for which, (rest, fork) in dict(fork=(1.0, t), rest=(t, 1.0)).items():
+                how = Sampling(rest, threshold, t_fork=fork)
                 found, _ = measure(model, run.world, problems, replace(run.c, eval_k=f.k), how)
                 low, high = found.pop("interval")
                 out[-1][which].append(dict(t=t, low=low, high=high) | found)
@@ -561,11 +549,9 @@ def anatomy_of(run: Run, which: str, f: Flags) -> dict:
     their gradient by the logits.  `down`: the cosine of what is left then with "every sampled token
     down".  `noise`: the mask's share of sum A^2 |gradient by the logits|^2, the noise's energy."""
     c, model = run.c, run.at(which)
-    problems, how = run.splits["train"][: f.problems], Sampling(c.temperature)
-    seed = seed_of(f.seed, "anatomy")
-    samples, _, rewards = ask(
-        model, run.world, problems, c.group, c.max_new, how, seed, rows=c.rows, progress=True
-    )
+    problems, seed = run.splits["train"][: f.problems], seed_of(f.seed, "anatomy")
+    sampled = dict(how=Sampling(c.temperature), seed=seed, rows=c.rows, progress=True)
+    samples, _, rewards = ask.ask(model, run.world, problems, c.group, c.max_new, **sampled)
     groups = mixed(rewards, c.group).nonzero()[:, 0]
     if len(groups) < 2:
         raise Missing("fewer than two groups with right and wrong answers: raise --problems")
@@ -671,6 +657,9 @@ def decomposition_table(
             out.append(about | dict(each=float(x[mine].mean())))
         return out
 
+    def by_share(labels: Sequence) -> list[dict]:
+        return sorted(rows(labels, sorted(set(labels))), key=lambda r: -r["share"])
+
     decile = deciles(entropy).tolist()
     rank = np.empty(len(x), dtype=int)
     rank[np.argsort(-h, kind="stable")] = np.arange(len(x)) * 100 // len(x)  # percent from the top
@@ -678,11 +667,8 @@ def decomposition_table(
     often = [w for w, n in Counter(words).most_common(40) if n >= 10]
     return dict(
         deciles=[r | dict(decile=r["name"] + 1) for r in rows(decile, sorted(set(decile)))],
-        kinds=sorted(rows(names, sorted(set(names))), key=lambda r: -r["share"]),
-        words=sorted(
-            [r for r in rows(words, sorted(set(words))) if r["name"] in often],
-            key=lambda r: -r["share"],
-        ),
+        kinds=by_share(names),
+        words=[r for r in by_share(words) if r["name"] in often],
         cumulative=dict(share=share.tolist(), low=low.tolist(), high=high.tolist()),
         top20=[float(v[19]) for v in (share, low, high)],
         percent_for_90=int((share >= 0.9).argmax()) + 1,
@@ -710,9 +696,7 @@ def token_values(run: Run, f: Flags) -> list:
             alt = [[None] * len(p[t]) for t in range(len(ids))]
             for (t, j), x in zip(at, mean.tolist(), strict=True):
                 alt[t][j] = round(x if best[t][j] != ids[t] else float(v[t + 1]), 4)
-            record[which] = dict(
-                v=[round(float(x), 4) for x in v][: LONGEST + 1], alt=alt[:LONGEST]
-            )
+            record[which] = dict(v=v[: LONGEST + 1].round(4).tolist(), alt=alt[:LONGEST])
     return out
 
 
@@ -745,8 +729,7 @@ def study(run: Run, f: Flags = Flags()) -> Path:
 def summarise(run: Run) -> dict:
     """What was found on the test split at first and at last, None where nothing was measured, and
     the share of tokens kept in the steps that learned."""
-    c, looks = run.c, run.looks
-    lines = [json.loads(line) for line in open(run.folder / "metrics.jsonl")]
+    c, looks, lines = run.c, run.looks, log_of(run.folder)
     last = lines[-1]
     kept = [line["kept_fraction"] for line in lines if line["groups"]]
     before, after = (looks[which][0] if which in looks else {} for which in ("base", "final"))
@@ -790,7 +773,7 @@ def open_run(folder: Path, device: str) -> Run:
     on = weights.device(device)
 
     def task(c: Config) -> tuple:
-        model, world, splits, _ = open_task(c, on, lambda: False)
+        model, world, splits, _ = ask.open_task(c, on, lambda: False)
         return model.to(getattr(torch, c.dtype)), world, splits
 
     model, world, splits = task(replace(c, model=str(folder)) if ended else c)

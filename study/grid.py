@@ -93,29 +93,15 @@ class Run:
         return files.read_json(self.folder() / "summary.json")
 
     def config(self) -> Config:
-        own = dict(keep="all") | ARMS[self.arm]
-        sgd = self.optimizer == "sgd"
-        lr, clip = (self.rate / CLIP, CLIP) if sgd else (self.rate, 1.0)
-        return Config(
-            **own,
-            out=str(self.folder()),
-            model=str(base_of(self.share, self.entropy, self.base)),
-            **world_of(self.share, self.entropy),
-            seed=self.seed,
-            device="cpu",
-            prompts=self.prompts * (1 + (self.arm == "double")),
-            group=self.group,
-            optimizer=self.optimizer,
-            lr=lr,
-            grad_clip=clip,
-            steps=self.steps,
-            updates=1,
-            rounds=1,
-            max_new=64,
-            save_every=50,
-            eval_every=3 * self.steps // 4,
-            snapshot_every=0,
-        )
+        own = dict(keep="all") | ARMS[self.arm] | world_of(self.share, self.entropy)
+        own |= {k: getattr(self, k) for k in ("seed", "group", "optimizer", "steps")}
+        own |= dict(out=str(self.folder()), prompts=self.prompts * (1 + (self.arm == "double")))
+        own |= dict(model=str(base_of(self.share, self.entropy, self.base)), device="cpu")
+        own |= dict(updates=1, rounds=1, max_new=64, save_every=50, snapshot_every=0)
+        own |= dict(eval_every=3 * self.steps // 4)
+        if self.optimizer == "sgd":
+            return Config(lr=self.rate / CLIP, grad_clip=CLIP, **own)
+        return Config(lr=self.rate, grad_clip=1.0, **own)
 
 
 def world_of(share: float, entropy: float) -> dict:
@@ -294,10 +280,10 @@ def correlation(cells: list[dict]) -> dict:
     """Recall on the base against top minus all over the screened cells of AdamW: rank correlation,
     and with each world left out."""
     cells = [c for c in cells if c["optimizer"] == "adamw" and {"top", "all"} <= c["arms"].keys()]
-    pairs = [
-        ((c["share"], c["entropy"]), c["base"][0]["recall"], c["arms"]["top"]["score_minus_all"])
-        for c in cells
-    ]
+    pairs = []
+    for c in cells:
+        gap = c["arms"]["top"]["score_minus_all"]
+        pairs.append(((c["share"], c["entropy"]), c["base"][0]["recall"], gap))
     left = {}
     for world in dict.fromkeys(p[0] for p in pairs):
         rest = [p[1:] for p in pairs if p[0] != world]

@@ -2,209 +2,179 @@
 
     python -m study.report RUN    # `fork_gpt.py` and `python -m study` end by doing the same
 
-Writes RUN/report.html, which needs no other file and no network, and RUN/figures/*.svg.  page.html
-holds the story, the style, the script and, in slots, each figure's title and the paper's number and
-each claim's rule; figures.py draws; here are the verdicts, the tables and the coloured traces.
-Nothing is written by hand that a number decides: a section that is missing says which command makes
-it, and its claims are "not testable".
+Writes RUN/report.html, which needs no other file and no network, RUN/figures/*.svg, and with them
+trace.svg, a problem's two answers coloured by entropy.  page.html holds the story, the style, the
+script and, in slots, each figure's title and the paper's number and each claim's rule; figures.py
+draws; here are the verdicts, the tables and the traces.  Nothing is written by hand that a number
+decides: a section that is missing says which command makes it, its claims are "not testable".
 """
 
 import json
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from infra.files import UserError, write_atomic
-from study.figures import (
-    DARK,
-    FIGURES,
-    LEVELS,
-    LIGHT,
-    SIDES,
-    after,
-    arm,
-    at,
-    best,
-    coldest,
-    compare,
-    esc,
-    label,
-    level,
-    mean,
-    most_and_least,
-    names,
-    num,
-    pct,
-    pick,
-    shown,
-    signed,
-    test_of,
-    tested,
-    title_of,
-    top_fifth,
-    variables,
-    warmer,
-)  # fmt: skip
-from study.stats import difference
+from infra.files import UserError, command, write_atomic
+from study import figures as fig
+from study.figures import DARK, FIGURES, LEVELS, LIGHT, SIDES, esc, label, level, num, pct, rect
 
 PAGE = Path(__file__).with_name("page.html")
-WIDE, NARROW = 720, 350  # px: the two widths at which each figure is drawn
+WIDE, NARROW, LEAD = 720, 350, 480  # px: each figure's two widths, and that of the first one
+RHO = 0.2  # the share of tokens that the page marks at first
+DECIDES = 0.5  # change of P(right) that has the darkest shade
+RAMPS = dict(e="entropy", u="value", d="value")  # what each ramp of figures.py shades
 
 # ---------------------------------------------------------------------- the verdicts
 # what was found here, and the word for it by the rule that page.html states beside the claim
 
 HOLDS, FAILS = "holds", "does not hold"
 UNCLEAR, UNTESTED = "not distinguishable", "not testable in this run"
-TOO_SMALL = "not testable at this size"
-MARK = {HOLDS: "✓", FAILS: "✗", UNCLEAR: "≈", UNTESTED: "–", TOO_SMALL: "–"}
+MARK = {HOLDS: "✓", FAILS: "✗", UNCLEAR: "≈", UNTESTED: "–"}
 Verdict = tuple[str, str]
 
 
+def yes(here: str, true: bool, but: str | bool = "") -> Verdict:
+    """`but`: why nothing can be said."""
+    return (str(but), UNTESTED) if but else (here, HOLDS if true else FAILS)
+
+
 def higher(a: Sequence[float], b: Sequence[float]) -> str:
-    return {"above": HOLDS, "below": FAILS, "overlap": UNCLEAR}[compare(a, b)]
-
-
-def yes(true: bool) -> str:
-    return HOLDS if true else FAILS
+    """Interval a against b; where they touch, they are not apart."""
+    return HOLDS if a[0] > b[1] else FAILS if a[1] < b[0] else UNCLEAR
 
 
 def apart(a: dict | None, b: dict | None) -> Verdict:
-    """Is a, dict(accuracy, low, high), above b?"""
+    """Within a run: is a, dict(accuracy, low, high), above b?"""
     if not a or not b:
         return "one of the two was not run", UNTESTED
     if a["high"] == b["high"] == 0:
         return "nothing was right", UNTESTED
-    return f"{at(a)} against {at(b)}", higher((a["low"], a["high"]), (b["low"], b["high"]))
+    here = f"{fig.at(a)} against {fig.at(b)}"
+    return here, higher((a["low"], a["high"]), (b["low"], b["high"]))
+
+
+def both_thresholds(d: dict, a: tuple, b: tuple) -> Verdict:
+    """Two temperatures: the same verdict at both thresholds, or none."""
+    found = [apart(fig.pick(x, *a), fig.pick(x, *b)) for x in fig.both(d)]
+    words = {word for _, word in found}
+    return "; ".join(dict(found)), words.pop() if len(words) == 1 else UNCLEAR
+
+
+def against(d: dict, a: str, b: str, equal: str = FAILS) -> Verdict:
+    """Arm a minus arm b by the rule of study/stats.py: is it above 0?"""
+    if found := fig.minus(d, fig.arm(d, a), fig.arm(d, b)):
+        words = dict(above=HOLDS, below=FAILS, equal=equal, undecided=UNCLEAR)
+        return fig.in_points(found), words.get(found["verdict"], UNTESTED)
+    return f"{a} and {b} were not both run, or nothing was right", UNTESTED
+
+
+def over_rho(d: dict, rhos: Sequence[float], good: str, bad: str) -> Verdict:
+    """The top arms of these rho, or of all below 0.2, each minus that of 0.2: are all `good`?"""
+    plain = [a["rho"] for a in d["arms"] if a["keep"] == "top" and not a["flags"]]
+    rhos = rhos or [r for r in plain if r < RHO]
+    found = {r: fig.minus(d, fig.arm(d, "top", r), fig.arm(d, "top")) for r in rhos}
+    if not found or None in found.values():
+        return "these shares were not all run, or nothing was right", UNTESTED
+    words = {x["verdict"] for x in found.values()}
+    verdict = FAILS if words & {*bad.split()} else HOLDS if words == {good} else UNCLEAR
+    here = "; ".join(f"rho {r:g}: {fig.in_points(x)}" for r, x in found.items())
+    return here, UNTESTED if "too few runs" in words else verdict
 
 
 def few_hold_entropy(d: dict) -> Verdict:
-    b = d["base"]
-    if b["mean"] == 0:
-        return "the base model has no entropy at all", UNTESTED
-    here = f"{pct(b['below_0.01'])} below 0.01 nats; the top fifth holds {pct(b['top20_share'])}"
-    return here, yes(b["below_0.01"] >= 0.5 and b["top20_share"] >= 0.5)
+    low, top = d["base"]["below_0.01"], d["base"]["top20_share"]
+    but = d["base"]["mean"] == 0 and "the base model has no entropy at all"
+    here = f"{pct(low)} below 0.01 nats; the top fifth holds {pct(top)}"
+    return yes(here, low >= 0.5 <= top, but)
 
 
 def kinds_of_token(d: dict) -> Verdict:
-    most, least = most_and_least(d["base"])
-    n = min(10, len(most))
-    if n < 2 or most[0]["entropy"] == 0:
-        return "too few tokens, or none with entropy", UNTESTED
-    a, b = (mean([r["entropy"] for r in rows[:n]]) for rows in (most, least))
-    return f"{num(a)} against {num(b)} nats, {n} tokens each", yes(a > 10 * b)
+    most, least = (r[:10] for r in fig.most_and_least(d["base"]))
+    a, b = (fig.mean([r["entropy"] for r in rows]) for rows in (most, least))
+    but = (len(most) < 2 or a == 0) and "too few tokens, or none with entropy"
+    return yes(f"{num(a)} against {num(b)} nats, {len(most)} tokens each", a > 10 * b, but)
 
 
-def positions_stay(d: dict) -> Verdict:
-    if len(d["steps"]) < 2:
-        return "one kept step only", UNTESTED
-    last = d["overlap_base"][-1]
-    return f"{pct(last)} at step {d['steps'][-1]:,}", yes(last >= 0.8)
+def kept_positions(d: dict, rho: float) -> Verdict:
+    found = next(r["overlap"] for r in d["by_rho"] if r["rho"] == rho)
+    here = f"{pct(found)} at step {d['steps'][-1]:,}"
+    return yes(here, found >= 0.8, len(d["steps"]) < 2 and "one kept step only")
 
 
-def change_at_forks(d: dict) -> Verdict:
-    if not any(r["change"] for r in d["bins"]):
-        return "no bin changed", UNTESTED
-    share, _ = top_fifth(d["bins"])
-    return f"{pct(share)} of the change is there", yes(share > 0.5)
-
-
-def forks_gain(d: dict) -> Verdict:
-    if not any(r["change"] for r in d["bins"]):
-        return "no bin changed", UNTESTED
-    _, change = top_fifth(d["bins"])
-    return f"{signed(change)} nats", yes(change > 0)
-
-
-def against(d: dict, a: str, b: str, words: dict[str, str]) -> Verdict:
-    """Arm a minus arm b by the rule of study/stats.py, whose word `words` turns into a verdict."""
-    x, y = test_of(d, a), test_of(d, b)
-    if not x or not y or x["accuracy"] == y["accuracy"] == 0:
-        return f"{a} and {b} were not both run, or nothing was right", UNTESTED
-    found = difference(x["per_seed"], y["per_seed"], d["sd"] or math.nan, d["df"])
-    n = min(len(x["per_seed"]), len(y["per_seed"]))
-    ends = "" if found["low"] is None else f" [{signed(found['low'])}, {signed(found['high'])}]"
-    return f"{signed(found['mean'])}{ends}, {n} runs", words.get(found["verdict"], UNTESTED)
-
-
-BEATS = dict(above=HOLDS, below=FAILS, equal=FAILS, undecided=UNCLEAR)
-LOSES_NOTHING = BEATS | dict(equal=HOLDS)
-
-
-def rho_matters_little(d: dict) -> Verdict:
-    tests = [a["test"] for rho in (0.1, 0.2, 0.5) if (a := arm(d, "top", rho))]
-    if len(tests) < 3 or not any(t["high"] for t in tests):
-        return "top with rho 0.1, 0.2 and 0.5 were not all run, or nothing was right", UNTESTED
-    ends = [(t["low"], t["high"]) for t in tests]
-    same = all(compare(e, ends[1]) == "overlap" for e in ends)
-    return ", ".join(map(at, tests)), yes(same)
+def change_at_forks(d: dict, gain: bool) -> Verdict:
+    share, change = fig.top_fifth(d["bins"])
+    here = f"{fig.signed(change)} nats" if gain else f"{pct(share)} of the change is there"
+    but = not any(r["change"] for r in d["bins"]) and "no bin changed"
+    return yes(here, change > 0 if gain else share > 0.5, but)
 
 
 def longer_answers(d: dict) -> Verdict:
-    top, full = test_of(d, "top"), test_of(d, "all")
-    if not top or not full or not full["length"]:
-        return "top and all were not both run", UNTESTED
-    ratio = top["length"] / full["length"]
-    verdict = HOLDS if ratio > 1.05 else FAILS if ratio < 0.95 else UNCLEAR
-    return f"{top['length']:.0f} against {full['length']:.0f} tokens", verdict
+    pair = [a["test"] for k in ("top", "all") if (a := fig.arm(d, k)) and a["test"]["length"]]
+    if len(pair) < 2 or min(len(t["per_seed"]) for t in pair) < 3:
+        return "top and all were not both run three times", UNTESTED
+    a, b = (t["length"] for t in pair)
+    verdict = HOLDS if a > 1.05 * b else FAILS if a < 0.95 * b else UNCLEAR
+    return f"{a:.0f} against {b:.0f} tokens", verdict
 
 
 def top_is_the_gradient(d: dict) -> Verdict:
-    top = next(
-        (a for a in d["models"][0]["arms"] if a["name"].startswith("top") and a["norm"]), None
-    )
-    if not top:
-        return "no gradient to take apart", UNTESTED
-    return f"cosine {top['cosine']:.3f}", yes(top["cosine"] >= 0.95)
+    top = [a["cosine"] for a in d["models"][0]["arms"] if a["name"][:3] == "top" and a["norm"]]
+    cosine = max(top, default=0)
+    return yes(f"cosine {cosine:.3f}", cosine >= 0.95, not top and "no gradient to take apart")
 
 
 def forks_decide(d: dict) -> Verdict:
-    share, low, high = d["base"]["top20"]
-    here = f"{pct(share)} [{100 * low:.0f}, {100 * high:.0f}] of the outcome's variance"
-    return here, higher((low, high), (0.5, 0.5))
+    here = f"{fig.held(d['base'])} of the base’s variance, {fig.held(d['final'])} of the trained’s"
+    return here, higher(d["base"]["top20"][1:], (0.5, 0.5))
 
 
 def few_change(d: dict) -> Verdict:
     """Weight decay changes most parameters by itself: only what is beyond it counts."""
     here = f"{pct(1 - d['beyond'])} beyond weight decay, {pct(1 - d['decayed'])} by it alone"
-    return here, yes(0.05 <= 1 - d["beyond"] <= 0.3)
+    return yes(here, 0.05 <= 1 - d["beyond"] <= 0.3)
 
 
-# each claim of page.html: the section that decides it, and how
-CLAIMS: dict[str, tuple[str, Callable[[dict], Verdict]]] = dict(
-    rlvr_helps=("distribution", lambda d: apart(tested(d, "final"), tested(d, "base"))),
+def rlvr_helps(d: dict) -> Verdict:
+    return apart(fig.tested(d["final"]), fig.tested(d["base"]))
+
+
+# each claim of page.html: the section that decides it, the rule, and what the rule takes besides
+CLAIMS: dict[str, tuple] = dict(
+    rlvr_helps=("distribution", rlvr_helps),
     few_hold_entropy=("distribution", few_hold_entropy),
     kinds_of_token=("tokens", kinds_of_token),
-    warm_forks=("two_temperature", lambda d: apart(best(warmer(d["fork"])), pick(d["fork"], 1))),
-    hot_rest=("two_temperature", lambda d: apart(pick(d["rest"], 1), coldest(warmer(d["rest"])))),
-    cold_forks=("two_temperature", lambda d: apart(coldest(d["rest"]), coldest(d["fork"]))),
-    positions_stay=("during", positions_stay),
-    change_at_forks=("during", change_at_forks),
-    forks_gain=("during", forks_gain),
-    top_loses_nothing=("comparison", lambda d: against(d, "top", "all", LOSES_NOTHING)),
-    top_beats_all=("comparison", lambda d: against(d, "top", "all", BEATS)),
-    bottom_fails=("comparison", lambda d: against(d, "all", "bottom", BEATS)),
-    top_beats_random=("comparison", lambda d: against(d, "top", "random", BEATS)),
-    rho_matters_little=("comparison", rho_matters_little),
+    warm_forks=("two_temperature", both_thresholds, ("fork", "warm"), ("fork", 1)),
+    hot_rest=("two_temperature", both_thresholds, ("rest", 1), ("rest", 2)),
+    cold_forks=("two_temperature", both_thresholds, ("rest", "coldest"), ("fork", "coldest")),
+    positions_stay=("during", kept_positions, 0.2),
+    tenth_stays=("during", kept_positions, 0.1),
+    change_at_forks=("during", change_at_forks, False),
+    forks_gain=("during", change_at_forks, True),
+    top_loses_nothing=("comparison", against, "top", "all", HOLDS),
+    top_beats_all=("comparison", against, "top", "all"),
+    bottom_fails=("comparison", against, "all", "bottom"),
+    top_beats_random=("comparison", against, "top", "random"),
+    rho_matters_little=("comparison", over_rho, (0.1, 0.5), "equal", "above below"),
+    fewer_is_too_few=("comparison", over_rho, (), "below", "equal above"),
     longer_answers=("comparison", longer_answers),
-    grows_with_size=("run", lambda d: (f"{d.get('n_params', 0):,} parameters only", TOO_SMALL)),
     top_is_the_gradient=("anatomy", top_is_the_gradient),
     forks_decide=("decomposition", forks_decide),
     few_change=("sparsity", few_change),
 )
 
 
-def verdicts(found: dict) -> dict[str, Verdict]:
-    """Claim -> (here, verdict); not testable where its section is missing."""
-    return {
-        name: judge(found[key]) if key in found else (f"data/{key}.json is missing", UNTESTED)
-        for name, (key, judge) in CLAIMS.items()
-    }
+def judge(name: str, found: dict) -> Verdict:
+    """(here, verdict) of a claim; not testable where its section is missing."""
+    key, rule, *more = CLAIMS[name]
+    if key not in found:
+        return f"data/{key}.json is missing", UNTESTED
+    return rule(found[key], *more)
 
 
-# ---------------------------------------------------------------------- tables and traces
+# ---------------------------------------------------------------------- tables
 
 
 def table_row(head: Sequence[str], row: Sequence[str]) -> str:
@@ -229,97 +199,186 @@ def claim(words: Sequence[str], here: str, verdict: str) -> str:
     return table_row(head, (first, esc(words[1]), esc(here), word))
 
 
+def folded(title: str, body: str) -> str:
+    return f"<details><summary>{title}</summary>{body}</details>"
+
+
 def token_table(d: dict) -> str:
     """The tokens of `tokens.json` as a table: base and trained mean entropy, draws."""
-    final, out = after(d), []
+    final, out = fig.after(d), []
     head = ("token", "base, nats", "after RLVR", "drawn by base")
     for which in ("highest", "lowest"):
         rows, cells = d["base"][which], []
-        for name, r in zip(names(rows), rows, strict=True):
+        for name, r in zip(fig.names(rows), rows, strict=True):
             later = num(final[r["token"]]) if r["token"] in final else "–"
             cells.append([f"<code>{esc(name)}</code>", num(r["entropy"]), later, f"{r['count']:,}"])
         title = f"The {len(rows)} tokens of {which} mean entropy"
-        body = table("In the order of the base model", head, cells)
-        out.append(f"<details><summary>{title}</summary>{body}</details>")
+        out.append(folded(title, table("In the order of the base model", head, cells)))
+    return "".join(out)
+
+
+def word_table(d: dict) -> str:
+    """The words of `decomposition.json` and what they hold of the outcome's variance."""
+    head, out = ("word", "share of the variance", "drawn", "mean entropy, nats"), []
+    for which, name in SIDES.items():
+        rows = []
+        for r in d[which]["words"]:
+            share = pct(r["share"]) + fig.span(r["low"], r["high"])
+            rows.append([f"<code>{esc(r['name'])}</code>", share, f"{r['n']:,}", num(r["entropy"])])
+        body = table("Words drawn often", head, rows)
+        out.append(folded(f"{name}: what each word decides", body))
     return "".join(out)
 
 
 def arms_table(d: dict) -> str:
-    head = ("arm", "test accuracy", "seeds", "tokens", "cut off", "arithmetic", "CPU-seconds")
+    head = ("arm", "test accuracy", "runs", "tokens", "cut off", "arithmetic", "CPU-seconds")
     rows = []
     for a in d["arms"]:
         t, seeds = a["test"], " ".join(pct(v) for v in a["test"]["per_seed"])
         true = "" if t["arithmetic"] is None else pct(t["arithmetic"])
         rest = f"{t['length']:.0f}", pct(t["truncated"]), true
-        rows.append([esc(title_of(a)), at(t), seeds, *rest, f"{t['cpu_seconds']:,.0f}"])
+        rows.append([esc(fig.title_of(a)), fig.at(t), seeds, *rest, f"{t['cpu_seconds']:,.0f}"])
     return table("Final models on the test split", head, rows)
 
 
-def shades(d: list[dict]) -> tuple[float, float]:
-    """Over all traces, nats: the darkest shade (the 99th percentile), and the least entropy of the
-    highest fifth.  Zeros where there is no token."""
-    h = sorted(t["h"] for x in d for side in SIDES if x.get(side) for t in x[side]["tokens"])
-    return (h[int(0.99 * (len(h) - 1))], h[int(0.8 * len(h))]) if h else (0.0, 0.0)
+def about(d: dict) -> str:
+    """The run in a list."""
+    d = d | {"gradient on": f"{d.get('keep')}, rho {d.get('rho')}", "precision": d.get("dtype")}
+    for key, name in dict(n_params="parameters", cpu_seconds="CPU-seconds").items():
+        d[name] = f"{d[key]:,.0f}" if d.get(key) is not None else None
+    keys = ["command", "world", "model", "parameters", "precision", "steps", "gradient on", "seed"]
+    rows = [(k, d[k]) for k in (*keys, "hardware", "torch", "CPU-seconds") if d.get(k) is not None]
+    return f"<dl>{''.join(f'<dt>{k}</dt><dd>{esc(v)}</dd>' for k, v in rows)}</dl>"
 
 
-def shaded(tokens: Sequence[dict], key: str, d: list[dict]) -> str:
-    """Tokens as the script expects them; the Tab key reaches the first, the arrow keys the rest."""
-    (top, tau), out = shades(d), []
+# ---------------------------------------------------------------------- traces
+
+
+def sides(d: list[dict]) -> list[tuple[int, str, dict]]:
+    """(number of the problem, "base" or "final", the answer) of all that are there."""
+    return [(i, s, x[s]) for i, x in enumerate(d) for s in SIDES if x.get(s)]
+
+
+def darkest(d: list[dict]) -> float:
+    """The entropy with the darkest shade: the 99th percentile of all traces; 0 without a token."""
+    h = sorted(t["h"] for _, _, x in sides(d) for t in x["tokens"])
+    return h[int(0.99 * (len(h) - 1))] if h else 0.0
+
+
+def word_of(t: dict) -> str:
+    """A token's text without the space before it."""
+    return t["t"].lstrip(" ") or "␣" * len(t["t"])
+
+
+def shaded(tokens: Sequence[dict], key: str, top: float, v: Sequence[float] = ()) -> str:
+    """Tokens as the script expects them, with classes for their entropy and for the change of
+    P(right); the Tab key reaches the first, the arrow keys the rest."""
+    out = []
     for i, t in enumerate(tokens):
-        word = t["t"].lstrip(" ") or "␣" * len(t["t"])
-        out.append(" " if i and t["t"].lstrip(" ") != t["t"] and "␣" not in word else "")
-        fork = " fork" if t["h"] >= tau > 0 else ""
-        style = f'tabindex="{-1 if i else 0}" class="e{level(t["h"], top)}{fork}"'
-        out.append(f'<i role="button" {style}>{esc(word)}</i>' + "\n" * word.endswith("\n"))
-    name = f'data-trace="{key}" role="group" aria-label="tokens shaded by entropy"'
+        word, style = word_of(t), f"e{level(t['h'], top)}" + " kept" * (t["q"] < RHO)
+        if len(v) > i + 1:
+            style += f" {'u' if v[i + 1] > v[i] else 'd'}{level(abs(v[i + 1] - v[i]), DECIDES)}"
+        out.append(" " if i and t["t"].startswith(" ") and "␣" not in word else "")
+        place = f'tabindex="{-1 if i else 0}" class="{style}"'
+        out.append(f'<i role="button" {place}>{esc(word)}</i>' + "\n" * word.endswith("\n"))
+    name = f'data-trace="{key}" role="group" aria-label="tokens of an answer"'
     return f'<p class="trace" {name}>{"".join(out)}</p>'
 
 
-def answer(r: dict, side: str, key: str, d: list[dict]) -> str:
-    right = "right" if r["correct"] else "wrong"
-    n, ended = r.get("length", len(r["tokens"])), "ended" if r["finished"] else "cut off"
-    more = f", the first {len(r['tokens'])} shown" if n > len(r["tokens"]) else ""
-    word = f'<b class="{right}">{"✓" if r["correct"] else "✗"} {right}</b>'
-    head = f"<h4>{SIDES[side]} {word} <span>{n} tokens, {ended}{more}</span></h4>"
-    return f'<div class="answer">{head}{shaded(r["tokens"], key, d)}</div>'
+def graded(r: dict) -> str:
+    return "✓ right" if r["correct"] else "✗ wrong"
 
 
-def traces(d: list[dict]) -> str:
+def answers(d: list[dict], values: list[dict], i: int, top: float, most: int = 10**9) -> str:
+    """A problem and its answers side by side, of each at most the first `most` tokens."""
+    out = []
+    for j, side, r in sides(d):
+        if j == i:
+            v = values[i].get(side, {}).get("v", ()) if i < len(values) else ()
+            n, shown = r.get("length", len(r["tokens"])), min(most, len(r["tokens"]))
+            more = f", the first {shown} shown" if n > shown else ""
+            word = f'<b class="{graded(r)[2:]}">{graded(r)}</b>'
+            ended = "ended" if r["finished"] else "cut off"
+            head = f'<p class="who">{SIDES[side]} {word} <span>{n} tokens, {ended}{more}</span></p>'
+            text = shaded(r["tokens"][:most], f"{i}{side}", top, v)
+            out.append(f'<div class="answer">{head}{text}</div>')
+    problem = f'<p class="problem"><code>{esc(d[i]["problem"])}</code></p>'
+    return f'{problem}<div class="pair">{"".join(out)}</div>'
+
+
+def traces(d: list[dict], values: list[dict]) -> str:
     """All problems, the base model's answer beside the trained one's."""
     right = {s: sum(bool(x.get(s) and x[s]["correct"]) for x in d) for s in SIDES}
-    boxes = "".join(f'<i class="e{i}"></i>' for i in range(LEVELS))
-    out = [
-        f"<p>Of these {len(d)} problems the base model has {right['base']} right, the trained one "
-        f'{right["final"]}.</p><p class="legend">0 <span>{boxes}</span> {num(shades(d)[0])} nats '
-        "and more</p>"
-    ]
-    for i, x in enumerate(d):
-        both = "".join(answer(x[s], s, f"{i}{s}", d) for s in SIDES if x.get(s))
-        problem = f'<h3 class="problem"><code>{esc(x["problem"])}</code></h3>'
-        out.append(f'{problem}<div class="pair">{both}</div>')
-    return "".join(out)
+    said = f"Drawn at random: of these {len(d)} problems the base model has {right['base']} right, "
+    top = darkest(d)
+    out = "".join(answers(d, values, i, top) for i in range(len(d)))
+    return f"<p>{said}the trained one {right['final']}.</p>{out}"
 
 
-def trace_data(d: list[dict]) -> str:
-    """What the script shows of each token: text, entropy, probability, alternatives."""
+def trace_data(d: list[dict], values: list[dict]) -> str:
+    """What the script shows of each token: text, entropy, probability, alternatives with their
+    P(right), rank, P(right) before and after."""
     data = {}
-    for i, x in enumerate(d):
-        for side in (s for s in SIDES if x.get(s)):
-            data[f"{i}{side}"] = [
-                [shown(t["t"]), t["h"], t["p"], [[shown(word), p] for word, p in t["alt"]]]
-                for t in x[side]["tokens"]
-            ]
+    for i, side, r in sides(d):
+        found = values[i].get(side) if i < len(values) else None
+        data[f"{i}{side}"] = rows = []
+        for t, x in enumerate(r["tokens"]):
+            after = found["alt"][t] if found else [None] * len(x["alt"])
+            alt = [[fig.shown(w), p, v] for (w, p), v in zip(x["alt"], after, strict=True)]
+            rows.append([fig.shown(x["t"]), x["h"], x["p"], alt, x["q"]])
+            rows[-1] += found["v"][t : t + 2] if found else []
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def sample(d: list[dict]) -> str:
-    """The first right answer of the trained model, to stand below the headline."""
-    for i, x in enumerate(d):
-        if x.get("final") and x["final"]["correct"] and x["final"]["tokens"]:
-            what = "An answer of the trained model, shaded by entropy. Point at a token, or tap it."
-            text = shaded(x["final"]["tokens"][:60], f"{i}final", d)
-            return f'{text}<p class="legend">{what}</p>'
-    return ""
+def picture(d: list[dict], most: int = 120) -> str:
+    """The first problem's two answers as an SVG of its own, 720 px wide, on a card that is light
+    or, where the reader's system is, dark: shaded by entropy, the kept tokens underlined."""
+    w, pad, size, y, top = WIDE, 24, 15, 40, darkest(d)
+    out = [label(pad, y, d[0]["problem"], "problem")]
+    for _, side, r in (x for x in sides(d) if x[0] == 0):
+        out.append(label(pad, y := y + 40, SIDES[side], "side"))
+        out.append(label(w - pad, y, graded(r), f"side {graded(r)[2:]}", "end"))
+        x, y = pad, y + 14
+        for t in r["tokens"][:most]:
+            word = fig.shown(word_of(t))
+            wide = 0.602 * size * fig.cells(word) + 8
+            if x > pad and x + wide > w - pad:
+                x, y = pad, y + 34
+            out.append(rect(x, y, wide, 25, f"e{level(t['h'], top)}", 'rx="4"'))
+            out += [rect(x, y + 25, wide, 2.5, "line")] if t["q"] < RHO else []
+            place = f'x="{x + 4:.1f}" y="{y + 17.5}" textLength="{wide - 8:.1f}"'
+            place += ' lengthAdjust="spacingAndGlyphs"'
+            out.append(f'<text class="word" {place}>{esc(word)}</text>')
+            x += wide + 3
+        out += [label(x + 4, y + 17.5, "…", "word")] if len(r["tokens"]) > most else []
+        y += 30
+    y += 34
+    out.append(rect(pad + 76, y - 10, 200, 12, "card"))
+    out += [rect(pad + 76 + 20 * i, y - 10, 20, 12, f"e{i}") for i in range(LEVELS)]
+    out += [label(pad, y, "entropy: 0"), label(pad + 284, y, f"{top:.1f} nats")]
+    out.append(label(w - pad, y, "underlined: the 20% that receive gradient", "", "end"))
+
+    def fill(palette: dict[str, str]) -> str:
+        c = fig.variables(palette)
+        own = dict(card="paper", line="ink", word="ink", side="ink", problem="ink", right="random")
+        own |= dict(wrong="top") | {f"e{i}": f"e{i}" for i in range(LEVELS)}
+        rules = "".join(f".{k}{{fill:{c[name]}}}" for k, name in own.items())
+        return f"text{{fill:{c['muted']}}}.card{{stroke:{c['rule']}}}" + rules
+
+    style = f".word,.problem{{font:{size}px ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}}"
+    style = "text{font:13px system-ui,sans-serif}" + style + ".side,.problem{font-weight:600}"
+    style += f"{fill(LIGHT)}@media(prefers-color-scheme:dark){{{fill(DARK)}}}"
+    title = "One problem, answered by the base and by the trained model"
+    body = rect(0.5, 0.5, w - 1, y + 21, "card", 'rx="10"') + "".join(out)
+    said = "Each word stands on a background as dark as its entropy."
+    return svg_file((0, 0, w, y + 22), title, said, style, body)
+
+
+def svg_file(box: tuple, title: str, said: str, style: str, body: str) -> str:
+    """An SVG that stands alone; box: left, top, width, height in px."""
+    size = f'viewBox="{" ".join(map(str, box))}" width="{box[2]}" height="{box[3]}" role="img"'
+    head = f"<title>{esc(title)}</title><desc>{esc(said)}</desc><style>{style}</style>"
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{head}{body}</svg>\n'
 
 
 # ---------------------------------------------------------------------- the page
@@ -336,76 +395,87 @@ SECTIONS = dict(
     two_temperature=(ALL, "fork rest"),
     during=(STUDY, "steps bins"),
     comparison=(ARMS, "arms"),
+    learned=(ALL, "bars"),
     anatomy=(ALL, "models"),
     decomposition=(ALL, "base.deciles final.deciles"),
+    values=(ALL, ""),
     sparsity=(STUDY, "layers"),
 )
-TABLES = dict(token_table=token_table, arms_table=arms_table, traces=traces)
+TABLES = dict(token_table=token_table, word_table=word_table, arms_table=arms_table)
+# the figure that answers the title: the first that this run has
+LEADS = dict(
+    arms_test="Right answers, by the tokens that were trained on",
+    cumulative="How much of the outcome a part of the tokens decides",
+    before_after="Right answers, before and after",
+)
+
+
+def svg(key: str, title: str, d: dict, w: int, style: str) -> str:
+    body, h, said = FIGURES[key][1](d, w)
+    name = f'class="{style}" role="img" aria-label="{esc(title)}. {esc(said)}"'
+    return f'<svg viewBox="0 0 {w} {h}" width="{w}" height="{h}" {name}>{body}</svg>'
 
 
 def figure(key: str, title: str, paper: str, d: dict) -> str:
     """One figure with its title, its computed sentence and the paper's counterpart."""
-    _, draw, say = FIGURES[key]
-    sentence, out = say(d), []
-    for w, style in ((WIDE, "wide"), (NARROW, "narrow")):
-        body, h = draw(d, w)
-        name = f'class="{style}" role="img" aria-label="{esc(title)}. {esc(sentence)}"'
-        out.append(f'<svg viewBox="0 0 {w} {h}" width="{w}" height="{h}" {name}>{body}</svg>')
-    words = (
-        f"<p><b>This run</b> {esc(sentence)}</p><p class='paper'><b>The paper</b> {esc(paper)}</p>"
-    )
-    return f"<figure><h3>{esc(title)}</h3>{''.join(out)}<figcaption>{words}</figcaption></figure>"
+    said = FIGURES[key][1](d, WIDE)[2]
+    both = svg(key, title, d, WIDE, "wide") + svg(key, title, d, NARROW, "narrow")
+    words = f"<p><b>This run</b> {esc(said)}</p><p class='paper'><b>The paper</b> {esc(paper)}</p>"
+    return f"<figure><h3>{esc(title)}</h3>{both}<figcaption>{words}</figcaption></figure>"
 
 
 def standalone(key: str, title: str, d: dict, style: str) -> str:
     """A figure as a file of its own: on white, with its style and its title in it."""
-    _, draw, say = FIGURES[key]
-    body, h = draw(d, WIDE)
-    palette = variables(LIGHT | dict(paper="#ffffff"))
+    body, h, said = FIGURES[key][1](d, WIDE)
+    palette = fig.variables(LIGHT | dict(paper="#ffffff"))
     style = re.sub(r"var\(--(\w+)\)", lambda m: palette[m[1]], style)
-    w, h = WIDE + 48, h + 68
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-24 -48 {w} {h}" width="{w}" '
-        f'height="{h}" role="img"><title>{esc(title)}</title><desc>{esc(say(d))}</desc>'
-        f'<style>{style}</style><rect x="-24" y="-48" width="{w}" height="{h}" fill="#ffffff"/>'
-        f"{label(0, -20, title, 'title')}{body}</svg>\n"
-    )
+    ground = rect(-24, -48, WIDE + 48, h + 68, "", 'fill="#ffffff"')
+    body = ground + label(0, -20, title, "title") + body
+    return svg_file((-24, -48, WIDE + 48, h + 68), title, said, style, body)
 
 
-def about(d: dict) -> str:
-    """The run in a list."""
-    d = d | {"gradient on": f"{d.get('keep')}, rho {d.get('rho')}", "precision": d.get("dtype")}
-    for key, name in dict(n_params="parameters", cpu_seconds="CPU-seconds").items():
-        d[name] = f"{d[key]:,.0f}" if d.get(key) is not None else None
-    keys = ["command", "world", "model", "parameters", "precision", "steps", "gradient on", "seed"]
-    rows = [(k, d[k]) for k in (*keys, "hardware", "torch", "CPU-seconds") if d.get(k) is not None]
-    return f"<dl>{''.join(f'<dt>{k}</dt><dd>{esc(v)}</dd>' for k, v in rows)}</dl>"
-
-
-def tally(judged: dict[str, Verdict]) -> str:
-    n = [sum(v == word for _, v in judged.values()) for word in MARK]
-    return (
-        f"{len(judged)} claims: {n[0]} hold, {n[1]} do not, {n[2]} undecided, "
-        f"{n[3] + n[4]} not testable in this run."
-    )
+def lead(found: dict) -> str:
+    """The chart that answers the title, and its sentence."""
+    for key, title in LEADS.items():
+        if d := found.get(FIGURES[key][0]):
+            d = d | dict(arms=fig.main_arms(d)) if "arms" in d else d
+            drawn = svg(key, title, d, LEAD, "wide") + svg(key, title, d, NARROW, "narrow")
+            said = FIGURES[key][1](d, LEAD)[2]
+            return f'<figure><p class="title">{title}</p>{drawn}</figure><p>{esc(said)}</p>'
+    return ""
 
 
 def page(found: dict, missing: dict[str, str]) -> tuple[str, dict[str, str]]:
     """page.html with its slots filled, and the figures as files, name -> SVG."""
-    template, judged = PAGE.read_text(), verdicts(found)
+    template, judged = PAGE.read_text(), {name: judge(name, found) for name in CLAIMS}
     style = re.search(r'<style id="figures">(.*?)</style>', template, re.DOTALL)[1]
+    rects = "".join(f"rect.e{i}{{fill:var(--e{i})}}" for i in range(LEVELS))
+    style += rects
     light, dark = (
-        "".join(f"--{k}:{v};" for k, v in variables(colours).items()) for colours in (LIGHT, DARK)
+        f":root{{{''.join(f'--{k}:{v};' for k, v in fig.variables(colours).items())}}}"
+        for colours in (LIGHT, DARK)
     )
+    shades = rects + "".join(
+        f".by-{by} .{k}{i},.legend .{k}{i}{{background:var(--{k}{i})}}"
+        for k, by in RAMPS.items()
+        for i in range(LEVELS)
+    )
+    told, values = found.get("traces", []), found.get("values", [])
+    heads = re.findall(r'<section id="(\w+)"><h2>(.*?)</h2>', template)
+    n = [sum(v == word for _, v in judged.values()) for word in MARK]
     once = dict(
         name=esc(found.get("run", {}).get("name", "a run")),
-        palette=f":root{{{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}",
-        sample=sample(found.get("traces", [])),
-        tally=tally(judged),
+        palette=f"{light}@media screen and (prefers-color-scheme:dark){{{dark}}}{shades}",
+        darkest=num(darkest(told)),
+        sample=answers(told, values, 0, darkest(told), 72) if told else "",
+        traces=traces(told, values) if told else "",
+        lead=lead(found),
+        tally="{} claims: {} hold, {} do not, {} undecided, {} not testable.".format(sum(n), *n),
+        contents="".join(f'<li><a href="#{key}">{title}</a></li>' for key, title in heads),
         about=about(found["run"]) if "run" in found else "",
-        trace_data=trace_data(found.get("traces", [])),
+        trace_data=trace_data(told, values),
     )
-    files = {}
+    files = {"trace": picture(told)} if told else {}
 
     def slot(m: re.Match) -> str:
         kind, key, *words = m[1], m[2], *(x.strip() for x in m[3].split("|")[1:])
@@ -414,6 +484,8 @@ def page(found: dict, missing: dict[str, str]) -> tuple[str, dict[str, str]]:
         if kind == "missing":
             why = missing.get(key)
             return f'<p class="missing"><b>Missing.</b> {esc(why)}</p>' if why else ""
+        if kind == "ramp":
+            return "".join(f'<i class="{key}{i}"></i>' for i in range(LEVELS))
         if kind == "claim":
             return claim(words, *judged[key])
         d = found.get(FIGURES[key][0] if kind == "figure" else key)
@@ -450,11 +522,12 @@ def nothing_in(d: Any, lists: str) -> str:
 def read(folder: Path) -> tuple[dict, dict[str, str]]:
     """RUN/data/*.json: the sections that can be drawn, and why the others cannot.  UserError where
     there are none, or one is damaged."""
-    if not any((folder / "data").glob("*.json")):
+    data = folder / "data"
+    if not (data.exists() and any(p.suffix == ".json" for p in data.iterdir())):
         raise UserError(f"{folder / 'data'} has no findings: python -m study {folder} makes them")
     found, missing = {}, {}
-    for key, (command, lists) in SECTIONS.items():
-        path, make = folder / "data" / f"{key}.json", command.replace("RUN", str(folder))
+    for key, (how, lists) in SECTIONS.items():
+        path, make = folder / "data" / f"{key}.json", how.replace("RUN", str(folder))
         try:
             d = json.loads(path.read_bytes(), parse_float=finite, parse_constant=finite)
             if isinstance(d, dict) and "missing" in d:
@@ -467,7 +540,7 @@ def read(folder: Path) -> tuple[dict, dict[str, str]]:
             missing[key] = f"data/{key}.json is not there; this makes it: {make}"
         except OSError as e:
             raise UserError(f"cannot read {path}: {e.strerror}") from None
-        except (ValueError, KeyError, TypeError) as e:
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
             raise UserError(f"{path}: {e!r}; this makes it again: {make}") from None
     return found, missing
 
@@ -488,17 +561,16 @@ def write(folder: Path) -> Path:
     return folder / "report.html"
 
 
+def start(argv: list[str]) -> int:
+    if len(argv) != 1 or argv[0].startswith("-"):
+        raise UserError("usage: python -m study.report RUN")
+    print(write(Path(argv[0])))
+    return 0
+
+
 def main(argv: list[str]) -> int:
     """The command line: 0, or 2 after one line about a mistake."""
-    if len(argv) != 1 or argv[0].startswith("-"):
-        print("usage: python -m study.report RUN", file=sys.stderr)
-        return 2
-    try:
-        print(write(Path(argv[0])))
-    except UserError as e:
-        print(f"report: {e}", file=sys.stderr)
-        return 2
-    return 0
+    return command("-m study.report", start, argv)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def right(p: float, needed: int, left: int) -> float:
 def test_products_of_two_lots_have_the_squared_differences_as_their_mean(monkeypatch, p, needed):
     """Their sum is Var(R), by place and in all; one lot squared would be far above."""
     toy, rng = walk(p, needed), random.Random(1)
-    monkeypatch.setattr(findings, "ask", toy.ask)
+    monkeypatch.setattr(findings.ask, "ask", toy.ask)
     responses = [[int(rng.random() < p) for _ in range(4)] + [EOS] for _ in range(1500)]
     V = findings.values(toy.run, [None] * len(responses), responses, 2, seed=0)
     products = np.array([np.diff(v[0]) * np.diff(v[1]) for v in V])
@@ -66,7 +66,7 @@ def test_products_of_two_lots_have_the_squared_differences_as_their_mean(monkeyp
 
 def test_values_end_at_the_reward_and_are_exact_where_nothing_is_left_to_draw(monkeypatch):
     toy = walk(0.5, 2)
-    monkeypatch.setattr(findings, "ask", toy.ask)
+    monkeypatch.setattr(findings.ask, "ask", toy.ask)
     (v,) = findings.values(toy.run, [None], [[1, 1, 0, 0, EOS]], 50, seed=3)
     assert v[:, 2:].tolist() == [[1, 1, 1, 1]] * 2  # two ones are enough
     assert v[:, 0].mean() == pytest.approx(right(0.5, 2, 4), abs=0.15)

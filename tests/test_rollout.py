@@ -327,6 +327,12 @@ def test_each_token_has_its_share_of_the_unit_interval(name):
     assert found == want
 
 
+def test_a_share_that_rounds_up_to_1_is_the_last_token_with_a_chance():
+    """Its own running sum passes no goal; on a GPU sums round in another order than on a CPU."""
+    place, _ = rollout.passed(torch.tensor([[0.25, 0.5, 0.0]]), torch.tensor([1.0]).double())
+    assert place.tolist() == [1]
+
+
 # ------------------------------------------------------------------ the distribution drawn from
 
 

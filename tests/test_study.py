@@ -235,7 +235,7 @@ def test_rescoring_is_what_the_sampler_recorded():
     model = tiny()
     for T in (1.0, 0.7):
         s = sampled(model, n=9, T=T)  # 36 sequences: three blocks
-        assert torch.allclose(study.rescore(model, s, T), s.entropy, atol=FP32)
+        assert torch.allclose(ask.rescore(model, s, T), s.entropy, atol=FP32)
 
 
 def test_alternatives_against_the_whole_distribution():
@@ -544,7 +544,9 @@ def test_a_model_with_one_token(tmp_path):
     assert data["distribution"]["base"]["top20_share"] == 0
     assert data["distribution"]["final"]["histogram"]["counts"][0] == 7 * 2 * 12
     assert len(data["during"]["bins"]) == 1 and data["during"]["overlap_base"] == [1, 1, 1]
-    assert data["traces"][0]["base"]["tokens"][0] == dict(t="x", h=0.0, p=1.0, alt=[["x", 1.0]])
+    assert data["traces"][0]["base"]["tokens"][0] == dict(
+        t="x", h=0.0, q=0.0, p=1.0, alt=[["x", 1.0]]
+    )
 
 
 def test_no_correct_response_at_all(tmp_path):
@@ -639,6 +641,16 @@ def test_mistakes_are_one_line(tmp_path, line):
         assert code == 2 and text.startswith(f"-m study: {flag} {bad}: it must be")
     assert line(tmp_path, "--nope", 1)[0] == 2
     make_run(tmp_path)
+    log = tmp_path / "metrics.jsonl"
+    whole = log.read_text()
+    odd = b'{"step": 2, "ac', b"", b"\0", whole.encode("utf-16"), b'{"step": 2}', b"[" * 10**4
+    for bad in odd:  # half, blank, NUL, UTF-16, foreign, nested
+        log.write_bytes(whole.splitlines()[0].encode() + b"\n" + bad + b"\n")
+        code, text = line(tmp_path, "--device", "cpu")
+        assert code == 2 and "metrics.jsonl, line 2: " in text and text.endswith("start anew")
+    log.write_text(whole)
+    for name in ("2x.pt", "².pt"):  # no step's
+        (tmp_path / "snapshots" / name).write_bytes(b"")
     (tmp_path / "snapshots" / "000002.pt").write_bytes(b"half")
     assert "000002.pt is damaged" in line(tmp_path, "--device", "cpu")[1]
     weights.save(tmp_path / "snapshots" / "000002.pt", dict(step=2, weights={}))
