@@ -398,7 +398,7 @@ def train(
             stopping = parallel.here().any(stop())
             if stopping or last or state.step % c.save_every == 0:
                 log.sync()  # before the checkpoint: it must not be ahead of the log
-                parallel.save(log.folder / "checkpoints", state)
+                parallel.save_state(log.folder / "checkpoints", state)
             if stopping:
                 raise KeyboardInterrupt
 
@@ -421,14 +421,14 @@ def run(c: Config, stop: Callable[[], bool]) -> dict:
         state = begin(model, splits["train"], c, clock)
         looks = show("base", state.policy, world, splits["test"], c, folder / "base.pt")
         if found := checkpoint.found(folder / "checkpoints"):
-            parallel.load(found[-1], state)
+            parallel.load_state(found[-1], state)
         else:
             clock.add(**earlier)
             if c.snapshot_every:
                 weights.save_snapshot(folder, 0, parallel.state_of(state.policy))
         log.begin(state.step, c.steps, f"rlvr {c.keep}")
         train(state, world, splits, c, log, stop)
-        asking.save(folder, model, world, c)
+        asking.save_result(folder, model, world, c)
         looks |= show("final", state.policy, world, splits["test"], c)
     if not ranks.first:
         return {}

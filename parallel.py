@@ -416,7 +416,7 @@ def held(model: Transformer, optimizer: torch.optim.Optimizer) -> dict:
     tensor, the part)."""
     out = {}
     for (name, p), master in zip(model.named_parameters(), masters(model), strict=True):
-        place = model.regions[name] if HERE.mesh else weights.whole(p.shape)
+        place = model.regions[name] if HERE.mesh else weights.full_place(p.shape)
         out[f"weight {name}"] = place, master
         moments = {k: x for k, x in optimizer.state[master].items() if x.ndim}
         for moment, x in moments.items():  # AdamW8's scales have a shape of their own
@@ -425,18 +425,18 @@ def held(model: Transformer, optimizer: torch.optim.Optimizer) -> dict:
     return out
 
 
-def save(folder: Path, state) -> None:
+def save_state(folder: Path, state) -> None:
     """FOLDER/STEP by all ranks together, of a `fork_gpt.State`: see infra/checkpoint.py."""
     more = {k: x for k, x in vars(state).items() if type(x) in (int, str)}
     more["clock"] = state.clock.seconds()
     tensors = held(state.model, state.optimizer)
-    checkpoint.save(folder, state.step, tensors, more, HERE.number, HERE.wait)
+    checkpoint.save_parts(folder, state.step, tensors, more, HERE.number, HERE.wait)
 
 
-def load(path: Path, state) -> None:
-    """Take over what `save` wrote, in whatever layout.  UserError when it is damaged, or of another
-    run: its texts must be the same."""
-    more = checkpoint.load(path, held(state.model, state.optimizer))
+def load_state(path: Path, state) -> None:
+    """Take over what `save_state` wrote, in whatever layout.  UserError when it is damaged, or of
+    another run: its texts must be the same."""
+    more = checkpoint.load_parts(path, held(state.model, state.optimizer))
     for name, mine in {k: x for k, x in vars(state).items() if type(x) in (int, str)}.items():
         found = more.get(name)
         good = found == mine if type(mine) is str else type(found) is int and 0 <= found < 2**53

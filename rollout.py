@@ -440,10 +440,10 @@ def main() -> int:
         if not low <= getattr(a, name) < float("inf"):
             parser.error(f"--{name.replace('_', '-')} {getattr(a, name)}: at least {low}, finite")
     torch.set_num_threads(1)  # rows are few: more threads only wait for each other
-    return command("rollout.py", lambda _: trace(a), sys.argv[1:])
+    return command("rollout.py", lambda _: print_traces(a), sys.argv[1:])
 
 
-def trace(a: argparse.Namespace) -> int:
+def print_traces(a: argparse.Namespace) -> int:
     """Sample and print.  UserError for a prompt of no tokens and for what is no model."""
     from tasks.ask import open_model  # only the command line looks upwards
 

@@ -13,7 +13,7 @@ from torch import Tensor
 PIECE = 2**24  # numbers in fp32 at a time, beside the codes
 
 
-def pack(x: Tensor, code: Tensor, scale: Tensor, lots: torch.Generator) -> None:
+def encode(x: Tensor, code: Tensor, scale: Tensor, lots: torch.Generator) -> None:
     """x (rows, n) fp32 -> its integer codes (rows, n) and scales (rows, 1), in place."""
     most = torch.iinfo(code.dtype).max
     scale.copy_(x.abs().amax(-1, keepdim=True).clamp(min=1e-30))
@@ -22,8 +22,8 @@ def pack(x: Tensor, code: Tensor, scale: Tensor, lots: torch.Generator) -> None:
     code.copy_((exact + lot).floor().clamp(-most, most))
 
 
-def unpack(code: Tensor, scale: Tensor) -> Tensor:
-    """What `pack` stands for, fp32."""
+def decode(code: Tensor, scale: Tensor) -> Tensor:
+    """What `encode` stands for, fp32."""
     return (code.float() / torch.iinfo(code.dtype).max) ** 3 * scale
 
 
@@ -51,9 +51,9 @@ class AdamW8(torch.optim.Optimizer):
                 parts = flat, p.grad.view_as(flat), *(x for x in self.state[p].values() if x.ndim)
                 pieces = (x.split(max(1, PIECE // flat.shape[1])) for x in parts)
                 for w, g, mean, mean_scale, root, root_scale in zip(*pieces, strict=True):
-                    m = unpack(mean, mean_scale).lerp_(g, 1 - beta1)
-                    v = unpack(root, root_scale).square_().lerp_(g.square(), 1 - beta2)
+                    m = decode(mean, mean_scale).lerp_(g, 1 - beta1)
+                    v = decode(root, root_scale).square_().lerp_(g.square(), 1 - beta2)
                     w.mul_(1 - lr * group["weight_decay"])
                     w.addcdiv_(m, (v / (1 - beta2**t)).sqrt_() + 1e-8, value=-lr / (1 - beta1**t))
-                    pack(m, mean, mean_scale, lots)
-                    pack(v.sqrt_(), root, root_scale, lots)
+                    encode(m, mean, mean_scale, lots)
+                    encode(v.sqrt_(), root, root_scale, lots)

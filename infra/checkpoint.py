@@ -20,7 +20,7 @@ from infra.weights import Place, crc
 KEPT = 2  # checkpoints of a run: the last, and one to go back to
 
 
-def save(
+def save_parts(
     folder: Path,
     step: int,
     tensors: dict[str, tuple[Place, Tensor]],
@@ -71,7 +71,7 @@ def done(folder: Path, steps: int) -> dict | None:
     return read_json(folder / "summary.json")
 
 
-def load(path: Path, tensors: dict[str, tuple[Place, Tensor]]) -> dict:
+def load_parts(path: Path, tensors: dict[str, tuple[Place, Tensor]]) -> dict:
     """Fill the tensors, each the part at its place, from what any number of ranks wrote; returns
     what else they did.  UserError when something is missing, damaged, or of another shape."""
     files = sorted(path.glob("*.pt"))

@@ -214,10 +214,10 @@ def advice(m: Shape, c, limit: int, *more) -> str:
         ways += [r | w for r in rows for w in work]
     if not ways:
         return "no other flag is enough: a smaller model or --max-new, or a larger device"
-    return ", or ".join(map(flags_of, ways)) + " would fit"
+    return ", or ".join(map(settings_of, ways)) + " would fit"
 
 
-def flags_of(changes: dict) -> str:
+def settings_of(changes: dict) -> str:
     """Changes of the config as they are typed."""
     return " ".join(f"--{k}" if v is True else f"--{k} {v}" for k, v in changes.items())
 

@@ -79,7 +79,7 @@ def plan(c, p: Plan) -> str:
         wait[phase] += size / speed
         lines.append(f"  {f'{phase}: {what}':50s}{size / GIB:12,.1f}{size / speed:10,.1f}")
     lines.append(f"  {'seconds of a step, at least':50s}{'of sums':>12s}{'in all':>10s}")
-    for phase, seconds in work(m, c, dp).items():
+    for phase, seconds in seconds_of(m, c, dp).items():
         lines.append(f"  {phase:50s}{wait[phase]:12,.1f}{seconds + wait[phase]:10,.1f}")
     lines.append("  if every answer reached --max-new, at full speed of all hardware; not measured")
     return "\n".join(lines)
@@ -133,7 +133,7 @@ def traffic(m: Shape, c, nodes: int, dp: int) -> dict[tuple[str, str], tuple[flo
     return {what: x for what, x in out.items() if x[0]}
 
 
-def work(m: Shape, c, dp: int) -> dict[str, float]:
+def seconds_of(m: Shape, c, dp: int) -> dict[str, float]:
     """Seconds of one GPU's own work by phase: decoding reads the weights once a step and the cache
     once a token; training computes."""
     e, n = 2 if c.dtype == "bfloat16" else 4, parameters(m)

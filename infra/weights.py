@@ -260,7 +260,7 @@ def pieces(entry: Entry, place: Place) -> Iterator[tuple[slice, Tensor]]:
         yield slice(i, j), flat.view(j - i, *entry.shape[1:])[:, *columns]
 
 
-def whole(shape: Sequence[int]) -> Place:
+def full_place(shape: Sequence[int]) -> Place:
     """The place of a full tensor of this shape."""
     return [(0, n) for n in shape]
 
@@ -299,7 +299,7 @@ def from_pretrained(
         model = build(shape)
         places, out = model.regions, dict(zip(full, model.masters, strict=True))
     else:
-        places = {name: whole(size) for name, size in full.items()}
+        places = {name: full_place(size) for name, size in full.items()}
         out = {name: torch.empty(size, dtype=dtype, device=device) for name, size in full.items()}
         model.load_state_dict(out, assign=True)
     for name, target in out.items():

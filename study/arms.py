@@ -94,7 +94,7 @@ def flags_of(arm: str) -> dict:
     return flags.parse((Config,), argv, "fork_gpt.py", "")
 
 
-def plan(a: Comparison, given: dict) -> tuple[Path, int, list[Job]]:
+def jobs_of(a: Comparison, given: dict) -> tuple[Path, int, list[Job]]:
     """(OUT, processes at a time, jobs, seed by seed).  UserError for a mistake in any arm, before
     anything runs."""
     if "keep" in given or "resume" in given:
@@ -129,7 +129,7 @@ def plan(a: Comparison, given: dict) -> tuple[Path, int, list[Job]]:
 # ---------------------------------------------------------------------- the runs
 
 
-def work(runs: list[Job], jobs: int, out: Path, stop: Callable[[], bool]) -> list[Job]:
+def run_all(runs: list[Job], jobs: int, out: Path, stop: Callable[[], bool]) -> list[Job]:
     """Run those that are not done, `jobs` at a time; returns those that failed, after a line about
     each.  `stop()` makes every child save and end, and raises KeyboardInterrupt."""
     waiting, running, failed = [r for r in runs if not r.done()], {}, []
@@ -141,7 +141,7 @@ def work(runs: list[Job], jobs: int, out: Path, stop: Callable[[], bool]) -> lis
             while waiting or running:
                 while waiting and len(running) < jobs:
                     run = waiting.pop(0)
-                    running[run] = start(run, lock)
+                    running[run] = launch(run, lock)
                 time.sleep(0.3)
                 for run in [r for r in running if running[r].poll() is not None]:
                     code = running.pop(run).returncode
@@ -160,7 +160,7 @@ def work(runs: list[Job], jobs: int, out: Path, stop: Callable[[], bool]) -> lis
     return failed
 
 
-def start(run: Job, lock: int) -> subprocess.Popen:
+def launch(run: Job, lock: int) -> subprocess.Popen:
     """The run's process, new or resumed, in a session that the terminal's Ctrl-C does not reach."""
     argv = ("--resume", run.path()) if run.path("config.json").exists() else run.argv
     with open(f"{run.path()}.log", "a") as log:
@@ -274,13 +274,13 @@ def main(a: Comparison, given: dict, argv: list[str]) -> int:
     """`fork_gpt.py --arms`: 0, or 2 when a run failed."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("--arms starts its runs itself: without torchrun, with --procs N")
-    out, at_a_time, jobs = plan(a, given)
+    out, at_a_time, jobs = jobs_of(a, given)
     stop, c = files.stop_on_signal(), jobs[0].config
     if not (c.model or all(job.done() for job in jobs)):
         torch.set_num_threads(c.threads)  # a part of the base model's name
         for recipe in dict.fromkeys(recipe_of(job.config) for job in jobs):
             pretrain.base_model(recipe, countdown_of(c), stop)
-    failed = work(jobs, at_a_time, out, stop)
+    failed = run_all(jobs, at_a_time, out, stop)
     if finished := [job for job in jobs if job.done()]:
         record = compare(finished)
         for path in finished[0].path("data").glob("*.json"):  # the page's other sections

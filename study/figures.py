@@ -45,7 +45,7 @@ def pct(x: float) -> str:
     return f"{100 * x:.1f}%"
 
 
-def whole(x: float) -> str:
+def integer(x: float) -> str:
     return f"{100 * x:g}%"
 
 
@@ -136,7 +136,7 @@ def percents(low: float, high: float) -> tuple[tuple[float, float], Ticks]:
     """An axis of shares that holds [low, high], and its ticks."""
     pad = 0.04 * (high - low) or 0.02
     low, high = max(0.0, low - pad), min(1.0, high + pad)
-    return (low, high), [(v, whole(v)) for v in ticks(low, high)]
+    return (low, high), [(v, integer(v)) for v in ticks(low, high)]
 
 
 def label(x: float, y: float, words: Any, style: str = "", anchor: str = "start") -> str:
@@ -277,7 +277,7 @@ def dots(
             out.append(label(w - 12, y - 12, r.get("note", ""), "tick", "end"))
         whiskers = [p for p in points if len(p) == 4 and None not in p]
         out += [stroke([(px(v), y) for v in p[2:]], f"whisker {p[0]}") for p in whiskers]
-        tell = pct if form is whole else num
+        tell = pct if form is integer else num
         out += [mark(px(p[1]), y, p[0], f"{r['name']}: {tell(p[1])}") for p in points]
     return "".join(out), h
 
@@ -332,7 +332,7 @@ def before_after(d: dict, w: int) -> Figure:
         f"to {f['length']:.0f} tokens, the share that is cut off from {pct(b['truncated'])} to "
         f"{pct(f['truncated'])}."
     )
-    return *dots(rows, w, "accuracy on the test split, 95% interval", whole), said
+    return *dots(rows, w, "accuracy on the test split, 95% interval", integer), said
 
 
 def training(d: dict, w: int) -> Figure:
@@ -361,7 +361,7 @@ def learned(d: dict, w: int) -> Figure:
     said = "; ".join(f"{r['name']}: {at(r)}" for r in bars)
     first, last = (pct(bars[i]["first"]) for i in (0, -1))
     said += f". Right at the first attempt: base {first}, trained {last}."
-    return *dots(rows, w, "accuracy: ● answer, ○ first attempt", whole), said
+    return *dots(rows, w, "accuracy: ● answer, ○ first attempt", integer), said
 
 
 # ---------------------------------------------------------------------- where the entropy is
@@ -470,7 +470,7 @@ def cumulative(d: dict, w: int) -> Figure:
         f"{held(b)} of what decides whether its answer is right; {b['percent_for_90']}% of its "
         f"tokens hold 90%, {f['percent_for_90']}% of the trained model’s."
     )
-    return *curves(series, w, 280, y, [(v, whole(v)) for v in ticks(*y)], words), said
+    return *curves(series, w, 280, y, [(v, integer(v)) for v in ticks(*y)], words), said
 
 
 def decomposition(d: dict, w: int) -> Figure:
@@ -500,7 +500,7 @@ def kinds(d: dict, w: int) -> Figure:
     )
     drawn = [dict(name=name, points=points) for name, points in rows.items()]
     what = "share of the variance: ○ base, ● after RLVR"
-    return *dots(drawn, w, what, whole, beside=True), f"{said}."
+    return *dots(drawn, w, what, integer, beside=True), f"{said}."
 
 
 def both(d: dict) -> list[dict]:
@@ -508,7 +508,7 @@ def both(d: dict) -> list[dict]:
     return [d, d["other"]]
 
 
-def pick(x: dict, which: str, t: float | str) -> dict | None:
+def at_temperature(x: dict, which: str, t: float | str) -> dict | None:
     """The row of the forks or of the rest at temperature `t`, or its "coldest", or "warm": the best
     above 1."""
     rows = x[which]
@@ -538,7 +538,7 @@ def temperatures(d: dict, w: int) -> Figure:
         panels.append(curves(series, w, 320, *percents(0, most), words, xticks))
         points = dict(everything=("fork", 1), best_warmer_forks=("fork", "warm"))
         points |= dict(coldest_forks=("fork", "coldest"), hot_rest=("rest", 2))
-        rows = {name.replace("_", " "): pick(x, *way) for name, way in points.items()}
+        rows = {name.replace("_", " "): at_temperature(x, *way) for name, way in points.items()}
         said = [f"{name}, at T = {r['t']:g}, {at(r)}" for name, r in rows.items() if r]
         parts.append(f"Forks from {kind}: {'; '.join(said)}.")
     return *stack(*panels), " ".join(parts)
@@ -554,7 +554,7 @@ def overlaps(d: dict, w: int) -> Figure:
     y = percents(min(v for s in series for v in s["y"]), 1.0)
     said = (
         f"At step {d['steps'][-1]:,} the model shares {pct(d['overlap_base'][-1])} of its "
-        f"{whole(d['rho'])} of positions with the highest entropy with the base model "
+        f"{integer(d['rho'])} of positions with the highest entropy with the base model "
         f"({d['n_tokens']:,} tokens)."
     )
     return *curves(series, w, 280, *y, ("step", "overlap")), said
@@ -566,10 +566,10 @@ def overlap_rho(d: dict, w: int) -> Figure:
     series = [dict(name="overlap", style="all", x=x, y=y, dotted=True)]
     series.append(dict(name="by chance", style="random", x=x, y=x))
     words = ("share of tokens compared, rho", "overlap")
-    said = ", ".join(f"{pct(b)} at {whole(a)}" for a, b in zip(x, y, strict=True))
+    said = ", ".join(f"{pct(b)} at {integer(a)}" for a, b in zip(x, y, strict=True))
     said = f"What is kept of the forking positions depends on how many are compared: {said}."
     return *curves(
-        series, w, 280, *percents(0, 1), words, x=[(v, whole(v)) for v in ticks(x[0], x[-1])]
+        series, w, 280, *percents(0, 1), words, x=[(v, integer(v)) for v in ticks(x[0], x[-1])]
     ), said
 
 
@@ -636,7 +636,7 @@ def sparsity(d: dict, w: int) -> Figure:
         f"{pct(1 - d['unchanged'])} of the parameters changed in {d['dtype']}; weight decay alone "
         f"changes {pct(1 - d['decayed'])}, and beyond it {pct(1 - d['beyond'])} changed."
     )
-    return *dots(rows, w, "unchanged: ● beyond weight decay, ○ by it alone", whole), said
+    return *dots(rows, w, "unchanged: ● beyond weight decay, ○ by it alone", integer), said
 
 
 def anatomy(d: dict, w: int) -> Figure:
@@ -737,7 +737,7 @@ def final_test(d: dict, w: int) -> Figure:
     if found := minus(d, arm(d, "top"), arm(d, "all")):
         word = found["verdict"].replace("equal", "equal within two points")
         said += f"; top 20% minus all is {in_points(found)}: {word}"
-    return *dots(rows, w, "test accuracy; small dots are runs", whole), f"{said}."
+    return *dots(rows, w, "test accuracy; small dots are runs", integer), f"{said}."
 
 
 # each figure that page.html names: its section, and the figure

@@ -147,7 +147,7 @@ def deciding() -> Iterator[Run]:
     for seed in range(4):
         for cell, optimizer, arms in DECIDING:
             for base, arm in product(range(3), arms):
-                rate = chosen(*cell, arm, optimizer)
+                rate = best_rate(*cell, arm, optimizer)
                 if rate and (arm not in ("random", "filler") or seed == 0):
                     yield Run(*cell, arm, rate, optimizer, base, seed)
 
@@ -155,7 +155,7 @@ def deciding() -> Iterator[Run]:
 PLAN = (screening, deciding, batches)
 
 
-def chosen(share: float, entropy: float, P: int, G: int, arm: str, optimizer: str) -> float:
+def best_rate(share: float, entropy: float, P: int, G: int, arm: str, optimizer: str) -> float:
     """The learning rate with the best score among the screening's; a control, which was not
     screened, takes that of top.  0 where nothing is done yet."""
     for name in (arm, "top"):
@@ -168,7 +168,7 @@ def chosen(share: float, entropy: float, P: int, G: int, arm: str, optimizer: st
 # ---------------------------------------------------------------------- the runs
 
 
-def work(run: Any, stop: Callable[[], bool], split: str = "test") -> None:
+def make(run: Any, stop: Callable[[], bool], split: str = "test") -> None:
     """Make the run, or go on with it, unless another process is at it; measure it on `split`."""
     folder = run.folder()
     try:
@@ -182,19 +182,19 @@ def work(run: Any, stop: Callable[[], bool], split: str = "test") -> None:
     state = fork_gpt.begin(model, splits["train"], c, clock)
     log = files.Log(folder, False, False)
     if found := checkpoint.found(folder / "checkpoints"):
-        parallel.load(found[-1], state)
+        parallel.load_state(found[-1], state)
     log.begin(state.step, c.steps, f"rlvr {c.keep}")
     fork_gpt.train(state, world, splits, c, log, stop)
     found, _ = measure(state.policy, world, splits[split], c)
     lines = [json.loads(x) for x in open(folder / "metrics.jsonl")]
-    summary = asdict(run) | summarise(lines) | dict(
+    summary = asdict(run) | digest(lines) | dict(
         {split: found["accuracy"]}, arithmetic=found["arithmetic"], truncated=found["truncated"]
     )  # fmt: skip
     files.write_json(folder / "summary.json", summary | clock.seconds())
     shutil.rmtree(folder / "checkpoints")
 
 
-def summarise(lines: list[dict]) -> dict:
+def digest(lines: list[dict]) -> dict:
     """A run's log -> its score, its looks at validation, what it sampled by quarters of its steps,
     and the columns by kind of token at first and at last (means of a tenth of the steps) and in
     all."""
@@ -304,7 +304,7 @@ def main(argv: list[str]) -> int:
             print(f"{part.__name__}: {len(done)} of {len(runs)}, {sum(done) / 3600:.2f} CPU-hours")
         for run in runs if not argv else ():
             if not run.done():
-                work(run, stop)
+                make(run, stop)
             if stop():
                 raise KeyboardInterrupt
         while not argv and not all(run.done() for run in part()):  # another process's last ones

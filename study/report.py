@@ -58,7 +58,7 @@ def apart(a: dict | None, b: dict | None) -> Verdict:
 
 def both_thresholds(d: dict, a: tuple, b: tuple) -> Verdict:
     """Two temperatures: the same verdict at both thresholds, or none."""
-    found = [apart(fig.pick(x, *a), fig.pick(x, *b)) for x in fig.both(d)]
+    found = [apart(fig.at_temperature(x, *a), fig.at_temperature(x, *b)) for x in fig.both(d)]
     words = {word for _, word in found}
     return "; ".join(dict(found)), words.pop() if len(words) == 1 else UNCLEAR
 
@@ -184,14 +184,14 @@ def table_row(head: Sequence[str], row: Sequence[str]) -> str:
     return f'<tr><th scope="row">{row[0]}</th>{rest}</tr>'
 
 
-def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def html_table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     top = "".join(f'<th scope="col">{esc(x)}</th>' for x in head)
     body = "".join(table_row(head, row) for row in rows)
     head = f"<caption>{esc(caption)}</caption><thead><tr>{top}</tr></thead>"
     return f"<table>{head}<tbody>{body}</tbody></table>"
 
 
-def claim(words: Sequence[str], here: str, verdict: str) -> str:
+def claim_row(words: Sequence[str], here: str, verdict: str) -> str:
     """A row of the verdict table; words: the claim, the paper, the rule."""
     first = f"{esc(words[0])}<small>{esc(words[2])}</small>"
     word = f'<b class="{verdict.split()[0]}">{MARK[verdict]} {verdict}</b>'
@@ -213,7 +213,7 @@ def token_table(d: dict) -> str:
             later = num(final[r["token"]]) if r["token"] in final else "–"
             cells.append([f"<code>{esc(name)}</code>", num(r["entropy"]), later, f"{r['count']:,}"])
         title = f"The {len(rows)} tokens of {which} mean entropy"
-        out.append(folded(title, table("In the order of the base model", head, cells)))
+        out.append(folded(title, html_table("In the order of the base model", head, cells)))
     return "".join(out)
 
 
@@ -225,7 +225,7 @@ def word_table(d: dict) -> str:
         for r in d[which]["words"]:
             share = pct(r["share"]) + fig.span(r["low"], r["high"])
             rows.append([f"<code>{esc(r['name'])}</code>", share, f"{r['n']:,}", num(r["entropy"])])
-        body = table("Words drawn often", head, rows)
+        body = html_table("Words drawn often", head, rows)
         out.append(folded(f"{name}: what each word decides", body))
     return "".join(out)
 
@@ -238,7 +238,7 @@ def arms_table(d: dict) -> str:
         true = "" if t["arithmetic"] is None else pct(t["arithmetic"])
         rest = f"{t['length']:.0f}", pct(t["truncated"]), true
         rows.append([esc(fig.title_of(a)), fig.at(t), seeds, *rest, f"{t['cpu_seconds']:,.0f}"])
-    return table("Final models on the test split", head, rows)
+    return html_table("Final models on the test split", head, rows)
 
 
 def about(d: dict) -> str:
@@ -306,7 +306,7 @@ def answers(d: list[dict], values: list[dict], i: int, top: float, most: int = 1
     return f'{problem}<div class="pair">{"".join(out)}</div>'
 
 
-def traces(d: list[dict], values: list[dict]) -> str:
+def trace_html(d: list[dict], values: list[dict]) -> str:
     """All problems, the base model's answer beside the trained one's."""
     right = {s: sum(bool(x.get(s) and x[s]["correct"]) for x in d) for s in SIDES}
     said = f"Drawn at random: of these {len(d)} problems the base model has {right['base']} right, "
@@ -468,7 +468,7 @@ def page(found: dict, missing: dict[str, str]) -> tuple[str, dict[str, str]]:
         palette=f"{light}@media screen and (prefers-color-scheme:dark){{{dark}}}{shades}",
         darkest=num(darkest(told)),
         sample=answers(told, values, 0, darkest(told), 72) if told else "",
-        traces=traces(told, values) if told else "",
+        traces=trace_html(told, values) if told else "",
         lead=lead(found),
         tally="{} claims: {} hold, {} do not, {} undecided, {} not testable.".format(sum(n), *n),
         contents="".join(f'<li><a href="#{key}">{title}</a></li>' for key, title in heads),
@@ -487,7 +487,7 @@ def page(found: dict, missing: dict[str, str]) -> tuple[str, dict[str, str]]:
         if kind == "ramp":
             return "".join(f'<i class="{key}{i}"></i>' for i in range(LEVELS))
         if kind == "claim":
-            return claim(words, *judged[key])
+            return claim_row(words, *judged[key])
         d = found.get(FIGURES[key][0] if kind == "figure" else key)
         if not d:
             return ""
@@ -519,7 +519,7 @@ def nothing_in(d: Any, lists: str) -> str:
     return ""
 
 
-def read(folder: Path) -> tuple[dict, dict[str, str]]:
+def read_data(folder: Path) -> tuple[dict, dict[str, str]]:
     """RUN/data/*.json: the sections that can be drawn, and why the others cannot.  UserError where
     there are none, or one is damaged."""
     data = folder / "data"
@@ -549,7 +549,7 @@ def write(folder: Path) -> Path:
     """Draw folder/data/*.json as folder/report.html, whose path is returned, and as
     folder/figures/*.svg.  UserError where the data is damaged; then nothing is written."""
     folder = Path(folder)
-    found, missing = read(folder)
+    found, missing = read_data(folder)
     try:
         text, files = page(found, missing)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:

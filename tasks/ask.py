@@ -423,7 +423,7 @@ def open_task(
     return model, world, splits, earlier
 
 
-def save(folder: Path, model: Transformer, world: World, c: Any) -> None:
+def save_result(folder: Path, model: Transformer, world: World, c: Any) -> None:
     """What a run leaves: FOLDER/model, like the published folder that it came from, in the dtype
     that computed; or FOLDER/model.pt of the small world."""
     if c.data:

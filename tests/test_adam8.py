@@ -4,7 +4,7 @@ import pytest
 import torch
 from common import seeded
 
-from infra.adam8 import AdamW8, pack, unpack
+from infra.adam8 import AdamW8, decode, encode
 
 
 def groups(*parameters: torch.Tensor) -> list[dict]:
@@ -38,8 +38,8 @@ def test_a_code_means_what_it_stands_for(kind, low):
     code, scale = torch.zeros(1, 101, dtype=kind), torch.zeros(1, 1)
     found = torch.zeros(4000, 101)
     for i in range(4000):
-        pack(x, code, scale, seeded(i))
-        found[i] = unpack(code, scale).sign() * unpack(code, scale).abs().pow(1 / 3)
+        encode(x, code, scale, seeded(i))
+        found[i] = decode(code, scale).sign() * decode(code, scale).abs().pow(1 / 3)
     root = x.sign() * x.abs().pow(1 / 3)
     width = 1 / torch.iinfo(kind).max
     # of 4,000 lots of a sd below half a code, five sd

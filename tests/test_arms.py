@@ -21,7 +21,7 @@ from fork_gpt import Config
 from infra import files
 from infra.flags import parse, take
 from study import arms, report
-from study.arms import Comparison, Job, plan
+from study.arms import Comparison, Job, jobs_of
 from tasks import pretrain
 from tasks.ask import countdown_of
 
@@ -33,7 +33,7 @@ NAMES += [name[:-1] + "6" for name in NAMES]
 def planned(*argv: str) -> tuple:
     """What a command line with --arms would do."""
     given = parse((Config, Comparison), argv, "", "")
-    return plan(take(Comparison, given), given)
+    return jobs_of(take(Comparison, given), given)
 
 
 # ---------------------------------------------------------------------------------- whole commands
@@ -152,7 +152,7 @@ def test_ctrl_c_saves_every_child_and_says_how_to_go_on(compared, tmp_path):
     with open(tmp_path / "cmp/.lock") as lock:  # free: no child is left
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with pytest.raises(files.UserError, match="cmp: another process is at work there"):
-            arms.work(planned("--arms=all")[2], 1, tmp_path / "cmp", lambda: False)
+            arms.run_all(planned("--arms=all")[2], 1, tmp_path / "cmp", lambda: False)
 
 
 def test_the_lock_lasts_as_long_as_any_child(tmp_path, monkeypatch):
@@ -161,12 +161,12 @@ def test_the_lock_lasts_as_long_as_any_child(tmp_path, monkeypatch):
     (tmp_path / "sleep.py").write_text("import time; time.sleep(60)")
     with open(tmp_path / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        child = arms.start(Job("top", Config(out=str(tmp_path / "x")), (), 1), lock.fileno())
+        child = arms.launch(Job("top", Config(out=str(tmp_path / "x")), (), 1), lock.fileno())
     with pytest.raises(files.UserError, match="another process is at work"):
-        arms.work(planned("--arms=all")[2], 1, tmp_path, lambda: False)
+        arms.run_all(planned("--arms=all")[2], 1, tmp_path, lambda: False)
     child.kill()
     child.wait()
-    assert arms.work([], 1, tmp_path, lambda: False) == []
+    assert arms.run_all([], 1, tmp_path, lambda: False) == []
 
 
 # ---------------------------------------------------------------------------------- the grammar

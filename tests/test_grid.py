@@ -76,14 +76,14 @@ def test_an_arm_takes_the_rate_of_its_best_score_and_a_control_that_of_top(tmp_p
     for arm, scores in dict(top=(0.2, 0.3, 0.25), all=(0.3, 0.1, 0.4)).items():
         for rate, score in zip(grid.RATES["adamw"], scores, strict=False):
             note(Run(*cell, arm, rate), score=score)
-    assert grid.chosen(*cell, "top", "adamw") == 2e-4
-    assert grid.chosen(*cell, "all", "adamw") == 4e-4
-    assert grid.chosen(*cell, "random", "adamw") == 2e-4
-    assert not grid.chosen(0.4, 1.8, 8, 8, "top", "adamw")
+    assert grid.best_rate(*cell, "top", "adamw") == 2e-4
+    assert grid.best_rate(*cell, "all", "adamw") == 4e-4
+    assert grid.best_rate(*cell, "random", "adamw") == 2e-4
+    assert not grid.best_rate(0.4, 1.8, 8, 8, "top", "adamw")
 
 
 def test_the_plan_names_every_run_once_and_its_arms_differ_by_flags_alone(monkeypatch):
-    monkeypatch.setattr(grid, "chosen", lambda *_: 2e-4)
+    monkeypatch.setattr(grid, "best_rate", lambda *_: 2e-4)
     monkeypatch.setattr(grid, "base_of", lambda *_: "runs/base")
     for part in grid.PLAN:
         runs = list(part())
@@ -121,7 +121,7 @@ def test_a_stopped_run_goes_on_bit_for_bit_and_a_done_one_is_left(tmp_path, monk
         looks = iter([False, True] if out == "stopped" else [])
         while not run.done():
             try:
-                grid.work(run, lambda looks=looks: next(looks, False))
+                grid.make(run, lambda looks=looks: next(looks, False))
             except KeyboardInterrupt:
                 pass
         lines = [json.loads(x) for x in open(run.folder() / "metrics.jsonl")]
@@ -130,5 +130,5 @@ def test_a_stopped_run_goes_on_bit_for_bit_and_a_done_one_is_left(tmp_path, monk
         assert not (run.folder() / "checkpoints").exists()
     assert found[0] == found[1] and len(found[0]) == 4
     before = (run.folder() / "summary.json").stat().st_mtime_ns
-    grid.work(run, lambda: True)
+    grid.make(run, lambda: True)
     assert (run.folder() / "summary.json").stat().st_mtime_ns == before

@@ -17,7 +17,7 @@ FLOORS = [
     "algebra",
 ]
 # who may look upwards, and from which functions alone: a command line is above everything
-UPWARDS = {("fork_gpt.py", "start"), ("fork_gpt.py", "run"), ("rollout.py", "trace")}
+UPWARDS = {("fork_gpt.py", "start"), ("fork_gpt.py", "run"), ("rollout.py", "print_traces")}
 TASKS_NEVER = ("torch", "tiktoken", "numpy", "tqdm")
 
 

@@ -211,7 +211,7 @@ def test_every_way_out_that_is_named_fits_and_half_the_change_does_not(limit, dt
         changes = {"recompute": True} if "--recompute" in way else {}
         changes |= {k: int(v) for k, v in re.findall(r"--(rows|microbatch) (\d+)", way)}
         changes |= dict(re.findall(r"--(dtype|optimizer) (\w+)", way))
-        assert sorted(memory.flags_of(changes).split()) == sorted(way.split())
+        assert sorted(memory.settings_of(changes).split()) == sorted(way.split())
         assert max(phase(k, **changes) for k in memory.PHASES) <= limit
         for name, where in (("rows", "rollout"), ("microbatch", "update")):
             if name in changes:

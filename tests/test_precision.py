@@ -209,10 +209,10 @@ def test_a_bf16_run_resumes_bit_for_bit(tied, tmp_path):
     straight = fork_gpt.begin(tiny(tied), problems, c, Clock())
     for _ in range(2):
         fork_gpt.step(straight, bench.FixedWorld(), problems, c)
-    parallel.save(tmp_path, straight)
+    parallel.save_state(tmp_path, straight)
     other = tiny(tied, seed=7)  # everything is another than it should be
     resumed = fork_gpt.begin(other, problems, c, Clock())
-    parallel.load(tmp_path / "000002", resumed)
+    parallel.load_state(tmp_path / "000002", resumed)
     lines = []
     for state in (straight, resumed):
         line = fork_gpt.step(state, bench.FixedWorld(), problems, c)

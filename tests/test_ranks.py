@@ -161,7 +161,7 @@ def check_checkpoints(ranks: parallel.Ranks, folder: Path, last: str, name: str)
     model = parallel.place_weights(whole, torch.float64) if ranks.mesh else whole
     optimizer = make_optimizer(parallel.masters(model), 1e-2, 0.1, 0.999)
     wrong, held = [], parallel.held(model, optimizer)
-    more = checkpoint.load(folder / last / "000001", held) if last else dict(steps=0)
+    more = checkpoint.load_parts(folder / last / "000001", held) if last else dict(steps=0)
     for p in optimizer.state.values():
         p["step"].fill_(more["steps"])
     if last:
@@ -175,7 +175,7 @@ def check_checkpoints(ranks: parallel.Ranks, folder: Path, last: str, name: str)
     parallel.clip_gradients(model, 1.0)
     optimizer.step()
     steps = dict(steps=more["steps"] + 1)
-    checkpoint.save(folder / name, 1, held, steps, ranks.number, ranks.wait)
+    checkpoint.save_parts(folder / name, 1, held, steps, ranks.number, ranks.wait)
     everything = {}  # in one piece, for the next layout to compare with
     for kind in ("weight", "exp_avg", "exp_avg_sq"):
         parts = [x.clone() for k, (_, x) in held.items() if k.split()[0] == kind]

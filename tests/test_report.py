@@ -598,7 +598,7 @@ def test_a_missing_section_says_why_and_how(tmp_path, data):
     assert "takes minutes: python -m study X --all" in page
     assert page.count("Missing.") == 2
     assert not (folder / "figures" / "learned.svg").exists()
-    found, _ = report.read(folder)
+    found, _ = report.read_data(folder)
     assert report.judge("positions_stay", found) == ("data/during.json is missing", report.UNTESTED)
 
 

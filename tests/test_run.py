@@ -241,7 +241,7 @@ def test_which_steps_are_measured_kept_and_saved(monkeypatch, tmp_path):
     monkeypatch.setattr(ask, "measure", measured)
     monkeypatch.setattr(weights, "save_snapshot", lambda folder, at, _: done.append(("kept", at)))
     monkeypatch.setattr(parallel, "state_of", lambda model: None)
-    monkeypatch.setattr(parallel, "save", lambda folder, s: done.append(("saved", s.step)))
+    monkeypatch.setattr(parallel, "save_state", lambda folder, s: done.append(("saved", s.step)))
     for evaluate, keep, save, stop_at, val, snapshots, saved in (
         (3, 2, 4, 99, [3, 6, 7], [2, 4, 6], [4, 7]),
         (0, 0, 7, 99, [], [], [7]),
