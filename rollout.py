@@ -142,7 +142,7 @@ def mix(x: Tensor) -> Tensor:
 def streams(seed: int, numbers: Tensor, G: int) -> Tensor:
     """A stream of random numbers for each of G samples of the prompts of these numbers (P,) int64:
     where it begins (P * G,) int64."""
-    prompt = mix(mix(torch.full_like(numbers, seed)) + numbers * GOLDEN)
+    prompt = mix(mix(torch.full_like(numbers, seed or GOLDEN)) + numbers * GOLDEN)  # mix(0) is 0
     return mix(prompt[:, None] + torch.arange(G, device=numbers.device) * GOLDEN).flatten()
 
 

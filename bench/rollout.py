@@ -48,7 +48,7 @@ def ours(model: Transformer, prompts: list[list[int]]) -> int:
 
     Slots.draw = forced
     try:
-        return int(generate(model, prompts, 1, NEW, EOS).lengths().sum())
+        return int(generate(model, prompts, 1, NEW, [EOS]).lengths().sum())
     finally:
         Slots.draw = draw
 

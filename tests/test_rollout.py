@@ -256,7 +256,7 @@ def test_every_prompt_is_prefilled_once_whatever_the_group(model, G, max_rows, m
 def test_rows_that_ended_make_room_at_once(model, G, max_rows, monkeypatch):
     """A batch that waits for its slowest row decodes rows that ended, or leaves slots empty."""
     seen = watch(monkeypatch, model)
-    samples = generate(model, PROMPTS * 3, G, 20, EOS, max_rows=max_rows)
+    samples = generate(model, PROMPTS * 3, G, 20, EOS, seed=3, max_rows=max_rows)
     lengths = samples.lengths().tolist()
     assert len(set(lengths)) > 5
     groups = [lengths[i : i + G] for i in range(0, len(lengths), G)]
@@ -283,7 +283,11 @@ def test_random_numbers_are_those_of_splitmix64():
         stream = rollout.streams(seed, numbers, 3)
         found = [rollout.uniform(stream, torch.full((12,), place)) for place in places]
         want = [
-            [slow_uniform(seed, n, g, place) for n in numbers.tolist() for g in range(3)]
+            [
+                slow_uniform(seed or rollout.GOLDEN, n, g, place)
+                for n in numbers.tolist()
+                for g in range(3)
+            ]
             for place in range(4)
         ]
         assert torch.stack(found).tolist() == want and found[0].dtype == torch.float64
@@ -325,6 +329,15 @@ def test_each_token_has_its_share_of_the_unit_interval(name):
         below += shares[v]
     found = pick(p.expand(len(u), -1), torch.tensor(u, dtype=torch.float64)).tolist()
     assert found == want
+
+
+def test_the_very_first_random_number_of_seed_0_is_one():
+    """Once 0, and the token the first of the vocabulary, however rare: 0 is mix's fixed point."""
+    first = [
+        rollout.uniform(rollout.streams(seed, torch.tensor([number]), 1), torch.tensor([place]))
+        for seed, number, place in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0))
+    ]
+    assert all(0.01 < u.item() < 0.99 for u in first) and len({u.item() for u in first}) == 4
 
 
 def test_a_share_that_rounds_up_to_1_is_the_last_token_with_a_chance():
