@@ -74,7 +74,7 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict:
         raise UserError(f"cannot read {path}: {e.strerror}") from None
     except Exception:  # a damaged file raises anything: struct.error, IndexError, UnpicklingError
         pass
-    raise UserError(f"{path} is damaged; delete it to start again without it")
+    raise UserError(f"{path} is damaged, or another version's; delete it to start again without it")
 
 
 def save_model(folder: Path, shape: Shape, words: Sequence[str], weights: dict) -> None:
