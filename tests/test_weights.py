@@ -128,7 +128,7 @@ def test_files_equal_the_librarys_both_ways(dtype, tmp_path):
     save_file(tensors, tmp_path / "theirs", {"format": "pt"})
     for name, entry in read_header(tmp_path / "theirs").items():
         assert entry.dtype == dtype
-        found = torch.cat([x for _, x in pieces(entry, module.whole(entry.shape))])
+        found = torch.cat([x for _, x in pieces(entry, module.full_place(entry.shape))])
         assert torch.equal(found, tensors[name])
     module.write_safetensors(tmp_path / "ours", sizes, tensors.get, dtype)
     assert all(torch.equal(x, tensors[n]) for n, x in load_file(tmp_path / "ours").items())
