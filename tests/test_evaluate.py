@@ -546,3 +546,19 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path, monkeypatch, capsys, 
     before = sorted(p for p in tmp_path.rglob("*"))
     assert said in mistake(capsys, *flags.split())
     assert sorted(p for p in tmp_path.rglob("*")) == before
+
+
+def test_intervals_of_the_small_world_are_over_sets_of_numbers(tmp_path, monkeypatch):
+    """Its problems share them, and an interval over problems is too narrow."""
+    monkeypatch.chdir(tmp_path)
+    save_random_model(tmp_path / "model")
+    monkeypatch.setattr(Countdown, "reward", lambda self, p, text: float(p.numbers[-1] % 2))
+    argv = "--eval --model model --k 1 --max-new 2 --limit 60 --device cpu --out out".split()
+    assert fork_gpt.main(argv) == 0
+    found = next(iter(json.loads(Path("out/results.json").read_text())["sets"].values()))
+    problems = WORLD.splits()["test"][:60]
+    values = [p.numbers[-1] % 2 for p in problems]
+    over_sets = ask.interval(values, [p.numbers for p in problems])
+    assert found["metrics"]["avg@1"]["mean"] == pytest.approx(sum(values) / 60)
+    assert found["metrics"]["avg@1"]["interval"] == pytest.approx(over_sets)
+    assert ask.interval(values, range(60)) != pytest.approx(over_sets)

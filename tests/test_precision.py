@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from common import TIMING, all_logits, rounding, seeded, stream, tiny
+from common import TIMING, all_logits, config, rounding, seeded, stream, tiny
 from test_memory import bench
 from torch.testing import assert_close
 
@@ -225,3 +225,18 @@ def test_a_bf16_run_resumes_bit_for_bit(tied, tmp_path):
     assert not torch.equal(straight.model.head_weight, rounded)
     a, b = (s.optimizer.state_dict()["state"] for s in (straight, resumed))
     assert all(torch.equal(a[i][k], b[i][k]) for i in a for k in a[i])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_recompute_reaches_the_model_that_computes(dtype, monkeypatch):
+    """Once a flag that changed only the memory table."""
+    model = tiny()
+    state = fork_gpt.begin(model, [], config("--recompute", "--dtype", dtype), Clock())
+    blocks = []
+    forward = type(model.model.layers[0]).forward
+    monkeypatch.setattr(
+        type(model.model.layers[0]), "forward", lambda *a: blocks.append(0) or forward(*a)
+    )
+    tokens, cu_seqlens = stream()
+    state.policy(tokens, cu_seqlens, torch.arange(2), tokens[1:3])[0].sum().backward()
+    assert len(blocks) == 2 * len(model.model.layers)

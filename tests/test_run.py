@@ -241,6 +241,7 @@ def test_which_steps_are_measured_kept_and_saved(monkeypatch, tmp_path):
     monkeypatch.setattr(ask, "measure", measured)
     monkeypatch.setattr(weights, "save_snapshot", lambda folder, at, _: done.append(("kept", at)))
     monkeypatch.setattr(parallel, "state_of", lambda model: None)
+    monkeypatch.setattr(files.Log, "sync", lambda log: done.append(("synced", None)))
     monkeypatch.setattr(parallel, "save_state", lambda folder, s: done.append(("saved", s.step)))
     for evaluate, keep, save, stop_at, val, snapshots, saved in (
         (3, 2, 4, 99, [3, 6, 7], [2, 4, 6], [4, 7]),
@@ -264,6 +265,8 @@ def test_which_steps_are_measured_kept_and_saved(monkeypatch, tmp_path):
         assert all((x["val_low"], x["val_high"]) == (0.25, 0.75) for x in lines if "val_low" in x)
         assert [x for what, x in done if what == "kept"] == snapshots
         assert [x for what, x in done if what == "saved"] == saved
+        before = [done[i - 1] for i, (what, _) in enumerate(done) if what == "saved"]
+        assert before == [("synced", None)] * len(saved)  # the log is never behind a checkpoint
         assert all(x == ["v"] for what, x in done if what == "measured")
         done.clear()
 
