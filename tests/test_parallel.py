@@ -3,12 +3,16 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 import torch
+from common import tiny
 
 import parallel
 from parallel import Ranks, largest, microbatches
+from rollout import generate
+from tasks.ask import exchange
 
 
 def on_ranks(work, parts: list) -> list:
@@ -101,3 +105,28 @@ def test_ranks_share_a_mini_batch_by_tokens(monkeypatch):
                 assert all(sum(lengths[i] for i in p) <= 60 or len(p) == 1 for p in parts)
             loads = [sum(lengths[i] for p in parts for i in p) for parts in found]
             assert max(loads) - min(loads) <= max(lengths[i] for i in which)
+
+
+def test_what_the_ranks_asked_comes_together_in_the_order_of_the_problems(monkeypatch):
+    """Rank r asks problems r, r + 2, ...; texts and rewards must go with their samples."""
+    prompts, k = [[i + 1] * (i % 3 + 1) for i in range(5)], 2
+    whole = generate(tiny(), prompts, k, 6, 5, seed=1)
+    parts = [whole.sequences([i * k + g for i in range(r, 5, 2) for g in (0, 1)]) for r in (0, 1)]
+    said = [[(str(ids), float(len(ids))) for ids in part.responses()] for part in parts]
+    names = iter(["tokens", "response", "logprobs", "entropy", "kinds", "finished"])
+
+    def gathered(x: torch.Tensor) -> list[torch.Tensor]:
+        sizes = [part.cu_seqlens.diff() for part in parts]
+        if torch.equal(x, sizes[0]):
+            return sizes
+        name = next(names)
+        return [getattr(part, name) for part in parts]
+
+    monkeypatch.setattr(parallel, "gathered", gathered)
+    monkeypatch.setattr(parallel, "HERE", SimpleNamespace(dp=2, gather=lambda _: said))
+    texts, rewards = zip(*said[0], strict=True)
+    joined, texts, rewards = exchange(parts[0], list(texts), torch.tensor(rewards), 5, k)
+    for name in ("tokens", "cu_seqlens", "logprobs", "entropy", "finished"):
+        assert torch.equal(getattr(joined, name), getattr(whole, name))
+    assert texts == [str(ids) for ids in whole.responses()]
+    assert rewards.tolist() == whole.lengths().tolist()
