@@ -66,6 +66,7 @@ class Watch(threading.Thread):
         self.fail(self.rank, why)
 
     def run(self) -> None:
+        """Until `end`: give signs of life, and look for the others'."""
         seen = {}  # rank -> (its last sign, when it came)
         while not self.over.wait(PULSE):
             with self.lock:

@@ -604,6 +604,7 @@ def decomposition(run: Run, f: Flags) -> dict:
 
 
 def decomposition_of(run: Run, which: str, f: Flags) -> dict:
+    """The section's tables for one model, `base` or `final`."""
     _, samples = run.look(which)
     run.at(which)  # whose policy continues
     k, problems = run.c.eval_k, run.problems()[: f.responses]

@@ -93,6 +93,7 @@ class Run:
         return files.read_json(self.folder() / "summary.json")
 
     def config(self) -> Config:
+        """The run as the loop takes it."""
         own = dict(keep="all") | ARMS[self.arm] | world_of(self.share, self.entropy)
         own |= {k: getattr(self, k) for k in ("seed", "group", "optimizer", "steps")}
         own |= dict(out=str(self.folder()), prompts=self.prompts * (1 + (self.arm == "double")))

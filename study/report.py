@@ -231,6 +231,7 @@ def word_table(d: dict) -> str:
 
 
 def arms_table(d: dict) -> str:
+    """The comparison's record as a table of the page."""
     head = ("arm", "test accuracy", "runs", "tokens", "cut off", "arithmetic", "CPU-seconds")
     rows = []
     for a in d["arms"]:
