@@ -38,10 +38,14 @@ class Watch(threading.Thread):
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self.store = dist.PrefixStore(f"fork_gpt/{attempt}", store)
         self.lock = threading.Lock()
+        self.sign()  # at once: who dies within the first second must be missed, too
         self.start()
 
     def doing(self, what: str) -> None:
         self.phase, self.what = self.phase + 1, what
+
+    def sign(self) -> None:
+        self.store.set(f"{self.rank}", f"{time.time()}|{self.phase}|{self.what}")
 
     def end(self) -> None:
         """All is well: stop watching."""
@@ -70,7 +74,7 @@ class Watch(threading.Thread):
         seen = {}  # rank -> (its last sign, when it came)
         while not self.over.wait(PULSE):
             with self.lock:
-                self.store.set(f"{self.rank}", f"{time.time()}|{self.phase}|{self.what}")
+                self.sign()
                 failed = self.store.check(["failed"])
                 signs = {
                     r: self.store.get(f"{r}").decode()
