@@ -16,7 +16,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import product
@@ -56,16 +56,7 @@ ARMS = dict(
 # learning rates of AdamW; of SGD the lengths of its steps, which the clip makes all equal
 RATES = dict(adamw=(1e-4, 2e-4, 4e-4, 8e-4), sgd=(0.01, 0.02, 0.04, 0.08))
 CLIP = 1e-4  # below every gradient's norm
-SIX = "all top decisions anneal base double".split()
-DECIDING = [
-    ((0.4, 0.69, 8, 8), "adamw", [*SIX, "random", "filler"]),
-    ((0.0, 0.69, 8, 8), "adamw", [*SIX, "random"]),
-    ((0.4, 0.33, 8, 8), "adamw", [*SIX, "random", "filler"]),
-    ((*TEXT, 8, 8), "adamw", [*SIX, "random", "filler"]),
-    ((0.4, 1.8, 8, 8), "adamw", [*SIX, "random", "filler"]),
-    ((*TEXT, 8, 8), "sgd", ["all", "top", "decisions"]),
-    ((0.4, 0.33, 8, 8), "sgd", ["all", "top", "decisions"]),
-]
+PAIR, OTHERS = ("all", "top"), ("decisions", "anneal", "base", "double")
 
 
 @dataclass(frozen=True)
@@ -122,38 +113,44 @@ def base_of(share: float, entropy: float, seed: int) -> Path:
 # ---------------------------------------------------------------------- the plan
 
 
-def screening() -> Iterator[Run]:
-    """One base, one seed, learning rates from four: what the deciding runs need, then the rest."""
-    for world in (*CORE, *(w for w in WORLDS if w not in CORE)):
-        for arm in ("all", "top", "decisions") if world in CORE else ("all", "top"):
-            yield from (Run(*world, 8, 8, arm, r) for r in RATES["adamw"])
-        for arm in ("anneal", "base", "double") if world in CORE else ():
-            yield from (Run(*world, 8, 8, arm, r) for r in RATES["adamw"][1:])
-        for arm in ("all", "top", "decisions") if world in SGD else ():
-            yield from (Run(*world, 8, 8, arm, r, "sgd") for r in RATES["sgd"])
+def screening(worlds: Sequence, arms: Sequence[str], optimizer: str = "adamw") -> Iterator[Run]:
+    """One base, one seed, the learning rates from four."""
+    for world, arm in product(worlds, arms):
+        rates = RATES[optimizer][arm in ("anneal", "base", "double") :]
+        yield from (Run(*world, 8, 8, arm, r, optimizer) for r in rates)
+
+
+def deciding(
+    seeds: Sequence[int], worlds: Sequence, arms: Sequence[str], optimizer: str = "adamw"
+) -> Iterator[Run]:
+    """Three bases, each arm at the learning rate that the screening chose for it."""
+    for seed, world, base, arm in product(seeds, worlds, range(3), arms):
+        if rate := best_rate(*world, 8, 8, arm, optimizer):
+            yield Run(*world, 8, 8, arm, rate, optimizer, base, seed)
 
 
 def batches() -> Iterator[Run]:
-    """The same for a smaller and a larger batch; the larger has half the steps, of four times the
+    """Screening of a smaller and a larger batch; the larger has half the steps, of four times the
     responses."""
-    for world in WORLDS:
-        for arm in ("all", "top"):
-            yield from (Run(*world, 4, 4, arm, r) for r in RATES["adamw"])
-            yield from (Run(*world, 32, 8, arm, r, steps=100) for r in RATES["adamw"][2:])
+    for world, arm in product(WORLDS, PAIR):
+        yield from (Run(*world, 4, 4, arm, r) for r in RATES["adamw"])
+        yield from (Run(*world, 32, 8, arm, r, steps=100) for r in RATES["adamw"][2:])
 
 
-def deciding() -> Iterator[Run]:
-    """Three bases, four seeds, each arm at the learning rate that the screening chose for it; the
-    controls with one seed a base.  Seed after seed of all cells."""
-    for seed in range(4):
-        for cell, optimizer, arms in DECIDING:
-            for base, arm in product(range(3), arms):
-                rate = best_rate(*cell, arm, optimizer)
-                if rate and (arm not in ("random", "filler") or seed == 0):
-                    yield Run(*cell, arm, rate, optimizer, base, seed)
-
-
-PLAN = (screening, deciding, batches)
+# in order of worth: stopped anywhere, what is done answers the questions up to there
+PLAN = {
+    "rates of all and top": lambda: screening(CORE, PAIR),
+    "all and top, seeds 0 and 1": lambda: deciding((0, 1), CORE, PAIR),
+    "rates in the other worlds": lambda: screening([w for w in WORLDS if w not in CORE], PAIR),
+    "rates of the other arms": lambda: screening(CORE, OTHERS),
+    "the other arms, seeds 0 and 1": lambda: deciding((0, 1), CORE, OTHERS),
+    "controls": lambda: deciding((0,), CORE, ("random", "filler")),
+    "rates of SGD": lambda: screening(SGD, (*PAIR, "decisions"), "sgd"),
+    "SGD, seeds 0 and 1": lambda: deciding((0, 1), SGD, (*PAIR, "decisions"), "sgd"),
+    "seeds 2 and 3": lambda: deciding((2, 3), CORE, (*PAIR, *OTHERS)),
+    "SGD, seeds 2 and 3": lambda: deciding((2, 3), SGD, (*PAIR, "decisions"), "sgd"),
+    "other batches": batches,
+}
 
 
 def best_rate(share: float, entropy: float, P: int, G: int, arm: str, optimizer: str) -> float:
@@ -251,7 +248,7 @@ def cells() -> list[dict]:
     score of the screening and its learning rate, and of the runs at that rate the accuracies on
     test, the columns by kind, and the difference from `all` and from `top`."""
     found, out = {}, []
-    for run in (r for part in PLAN for r in part() if r.done()):
+    for run in dict.fromkeys(r for part in PLAN.values() for r in part() if r.done()):
         cell = run.share, run.entropy, run.prompts, run.group, run.optimizer
         found.setdefault(cell, {}).setdefault(run.arm, {})[run] = run.summary()
     for cell, arms in found.items():
@@ -298,11 +295,11 @@ def main(argv: list[str]) -> int:
     if argv not in ([], ["--plan"], ["--table"]):
         raise UserError("python -m study.grid takes --plan, --table or nothing")
     stop = files.stop_on_signal()
-    for part in PLAN:
+    for name, part in PLAN.items():
         runs = list(part()) if argv else part()
         if argv == ["--plan"]:
             done = [r.summary()["cpu_seconds"] for r in runs if r.done()]
-            print(f"{part.__name__}: {len(done)} of {len(runs)}, {sum(done) / 3600:.2f} CPU-hours")
+            print(f"{name}: {len(done)} of {len(runs)}, {sum(done) / 3600:.2f} CPU-hours")
         for run in runs if not argv else ():
             if not run.done():
                 make(run, stop)
@@ -313,8 +310,8 @@ def main(argv: list[str]) -> int:
     if argv == ["--table"]:
         record = dict(cells=(found := cells()), correlation=correlation(found))
         files.write_atomic(RESULTS / "grid.json", json.dumps(record, allow_nan=False).encode())
-        done = [r.summary() for part in PLAN for r in part() if r.done()]
-        lines = "".join(json.dumps(s) + "\n" for s in done)
+        done = dict.fromkeys(r for part in PLAN.values() for r in part() if r.done())
+        lines = "".join(json.dumps(s) + "\n" for s in (r.summary() for r in done))
         files.write_atomic(RESULTS / "grid.jsonl", lines.encode())
     return 0
 

@@ -85,7 +85,7 @@ def test_an_arm_takes_the_rate_of_its_best_score_and_a_control_that_of_top(tmp_p
 def test_the_plan_names_every_run_once_and_its_arms_differ_by_flags_alone(monkeypatch):
     monkeypatch.setattr(grid, "best_rate", lambda *_: 2e-4)
     monkeypatch.setattr(grid, "base_of", lambda *_: "runs/base")
-    for part in grid.PLAN:
+    for part in grid.PLAN.values():
         runs = list(part())
         assert len({r.folder() for r in runs}) == len(runs)
     configs = {a: Run(0.4, 0.69, 8, 8, a, 2e-4).config() for a in grid.ARMS}
