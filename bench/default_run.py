@@ -17,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from fork_gpt import Config
 from infra import files
-from study.grid import work
+from study.grid import make
 from tasks.ask import countdown_of
 from tasks.pretrain import Pretrain, base_model
 
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
     runs = [Setting(name, *where) for where in WHERE for name in SETTINGS]
     for run in runs if not argv else []:
         if not run.done():
-            work(run, stop, "val")
+            make(run, stop, "val")
         if stop():
             raise KeyboardInterrupt
     print(table(runs))

@@ -1,6 +1,7 @@
 """The house: who may import whom.  An arrow goes only down the list, and there is no circle."""
 
 import ast
+import importlib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,3 +86,13 @@ def test_the_grader_and_the_errors_need_no_torch():
 
     code = "import sys, verify, infra.files, infra.flags; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_what_the_benches_import_is_there():
+    """A bench that runs once a year imported a function that had been renamed."""
+    for path in ROOT.glob("bench/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in FLOORS:
+                module = importlib.import_module(node.module)
+                gone = [a.name for a in node.names if not hasattr(module, a.name)]
+                assert not gone, f"{path.name}: {node.module} has no {gone}"
