@@ -740,6 +740,56 @@ def final_test(d: dict, w: int) -> Figure:
     return *dots(rows, w, "test accuracy; small dots are runs", integer), f"{said}."
 
 
+def wording_worlds(d: dict) -> list[dict]:
+    """The worlds of the grid in which top and all were run with the first batch and AdamW."""
+    cells = [c for c in d["cells"] if (c["prompts"], c["optimizer"]) == (8, "adamw")]
+    return [c for c in cells if {"top", "all"} <= c["arms"].keys()]
+
+
+def gap(c: dict, arm: str = "top", other: str = "all") -> dict:
+    """An arm minus another of a world of the grid: of several runs on test, of one its score."""
+    a, n = c["arms"][arm], len(c["arms"][arm]["test"])
+    if n > 1:
+        return a[f"minus_{other}"] | dict(n=n)
+    return dict(mean=a[f"score_minus_{other}"], low=None, high=None, verdict="too few runs", n=n)
+
+
+def world_name(c: dict) -> str:
+    return f"filler {integer(c['share'])} at {c['entropy']:g} nats" if c["share"] else "no filler"
+
+
+def ratio(c: dict) -> float:
+    """The entropy of a filler word over that of a decision, at the base; 0 without filler."""
+    return c["entropy"] / c["base"][0]["decisions"]["entropy"] if c["share"] else 0.0
+
+
+def phase(d: dict, w: int) -> Figure:
+    """Top minus all over the filler's entropy, in those of decisions, and the filler's share."""
+    none, places = -4, (0.125, 0.25, 0.5, 1, 2, 4)  # on a scale of powers of two
+    xticks = [(none, "none"), *((math.log2(v), f"{v:g}") for v in places)]
+    yticks = [(v, integer(v)) for v in (0, 0.2, 0.4)]
+    what = "entropy of a filler word over that of a decision", "share of filler words"
+    px, py, out = axes(w, 380, (-4.5, 2), (-0.05, 0.47), xticks, yticks, what)
+    out += stroke([(px(0), 34), (px(0), 336)], "rule")
+    said = []
+    for c in wording_worlds(d):
+        found, recall = gap(c), c["base"][0]["recall"]
+        points, name = 100 * found["mean"], world_name(c)
+        words = f"{name}: top 20% minus all {in_points(found)}, recall {pct(recall)}"
+        style = f"world {'u' if points > 0 else 'd'}{level(abs(points), 12)}"
+        style += " unsure" * (found["verdict"] in ("undecided", "too few runs"))
+        x, y = px(math.log2(ratio(c)) if c["share"] else none), py(c["share"])
+        place = f'class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="14"'
+        out += f"<circle {place} {say(words)}/>"
+        out += label(x, y + 4, signed(points, "+.0f"), "name inside", "middle")
+        said.append((points, words))
+    said = f"Worst, {min(said)[1]}; best, {max(said)[1]}."
+    if (r := d["correlation"])["rank"] is not None:
+        said += f" The base’s recall and this gap have rank correlation {r['rank']:.2f} over"
+        said += f" {r['n']} worlds and batches."
+    return out, 380, said
+
+
 # each figure that page.html names: its section, and the figure
 FIGURES: dict[str, tuple[str, Callable[[dict, int], Figure]]] = dict(
     before_after=("distribution", before_after),
@@ -761,4 +811,5 @@ FIGURES: dict[str, tuple[str, Callable[[dict, int], Figure]]] = dict(
     arms_cpu=("comparison", arm_curves("cpu_seconds", "CPU-seconds")),
     anatomy=("anatomy", anatomy),
     sparsity=("sparsity", sparsity),
+    phase=("wording", phase),
 )

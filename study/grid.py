@@ -2,7 +2,7 @@
 
     python -m study.grid                 # what is not done yet of the plan, run by run
     python -m study.grid --plan          # how many runs are done of each part, their CPU-hours
-    python -m study.grid --table         # results/grid.json and grid.jsonl from what is done
+    python -m study.grid --table RUN     # what is done as RUN/data/wording.json, on RUN's page
 
 The world is Countdown with one try: a wrong answer ends the response, so a rollout is cheap and no
 arm can learn "do not give up".  Filler words of a set share and entropy make it like text.  Each
@@ -31,13 +31,15 @@ import parallel
 from fork_gpt import Config, top_entropy
 from infra import checkpoint, files
 from infra.files import UserError
+from study import report
 from study.findings import alternatives
 from study.stats import difference, pooled, spearman
 from tasks.ask import distribution, measure, open_task
 from tasks.countdown import KINDS, Countdown
 from tasks.pretrain import Pretrain, base_model
 
-OUT, RESULTS = Path("runs/grid"), Path("results")
+OUT = Path("runs/grid")
+ENTROPY_COLUMNS = [f"entropy_{kind}" for kind in KINDS]
 SHARES, ENTROPIES = (0.2, 0.4), (0.1, 0.33, 0.69, 1.8)
 TEXT = (0.25, 0.67)  # half its tokens are below .01 nats and p80 is .67, as in the paper's model
 WORLDS = [(0.0, 0.69), *((s, h) for s in SHARES for h in ENTROPIES), TEXT]
@@ -204,7 +206,7 @@ def digest(lines: list[dict]) -> dict:
 
     out = dict(score=float(np.mean(looks[-2:])), looks=looks)
     out["quarters"] = [mean("accuracy", q / 4, q / 4 + 0.25) for q in range(4)]
-    for key in ("precision", "recall", *(f"entropy_{k}" for k in KINDS)):
+    for key in ("precision", "recall", *ENTROPY_COLUMNS):
         out[key] = [mean(key, 0, 0.1), mean(key, 0.9), mean(key)]
     kl = {k: mean(f"kl_{k}") for k in KINDS}
     return out | dict(kl=kl, grad_norm=mean("grad_norm"), clipped=mean("clip_fraction"))
@@ -262,7 +264,7 @@ def cells() -> list[dict]:
         row["base"] += [look(*cell[:2], b) for b in (1, 2)] if df else []
         for a, x in mine.items():
             row["arms"][a] = arm = {k: best[a][k] for k in ("score", "rate")} | dict(test=test[a])
-            for k in ("precision", "recall", *(f"entropy_{kind}" for kind in KINDS)):
+            for k in ("precision", "recall", *ENTROPY_COLUMNS):
                 arm[k] = np.mean([s[k] for s in x], 0).tolist()  # at first, at last, in all
             for k in ("arithmetic", "truncated", "grad_norm"):
                 arm[k] = float(np.mean([s[k] for s in x]))
@@ -276,43 +278,47 @@ def cells() -> list[dict]:
 
 def correlation(cells: list[dict]) -> dict:
     """Recall on the base against top minus all over the screened cells of AdamW: rank correlation,
-    and with each world left out."""
+    and with each world left out; null of fewer than three, or of equal ones."""
+
+    def rank(pairs: list[tuple]) -> float | None:
+        x, y = ([p[i] for p in pairs] for i in (1, 2))
+        return spearman(x, y) if min(len({*x}), len({*y})) > 2 else None
+
     cells = [c for c in cells if c["optimizer"] == "adamw" and {"top", "all"} <= c["arms"].keys()]
     pairs = []
     for c in cells:
         gap = c["arms"]["top"]["score_minus_all"]
-        pairs.append(((c["share"], c["entropy"]), c["base"][0]["recall"], gap))
-    left = {}
-    for world in dict.fromkeys(p[0] for p in pairs):
-        rest = [p[1:] for p in pairs if p[0] != world]
-        left[f"{world[0]:g} {world[1]:g}"] = spearman(*zip(*rest, strict=True))
-    return dict(rank=spearman(*list(zip(*pairs, strict=True))[1:]), left_out=left, n=len(pairs))
+        pairs.append((f"{c['share']:g} {c['entropy']:g}", c["base"][0]["recall"], gap))
+    left = {w: rank([p for p in pairs if p[0] != w]) for w in dict.fromkeys(p[0] for p in pairs)}
+    return dict(rank=rank(pairs), left_out=left, n=len(pairs))
 
 
 def main(argv: list[str]) -> int:
     """The command line."""
     torch.set_num_threads(1)  # a part of the bases' names
-    if argv not in ([], ["--plan"], ["--table"]):
-        raise UserError("python -m study.grid takes --plan, --table or nothing")
     stop = files.stop_on_signal()
-    for name, part in PLAN.items():
-        runs = list(part()) if argv else part()
-        if argv == ["--plan"]:
+    if argv[:1] == ["--table"] and len(argv) == 2:
+        record = dict(cells=(found := cells()), correlation=correlation(found))
+        files.write_json(Path(argv[1]) / "data" / "wording.json", record)
+        done = dict.fromkeys(r for part in PLAN.values() for r in part() if r.done())
+        lines = "".join(json.dumps(r.summary()) + "\n" for r in done)
+        files.write_atomic(OUT / "runs.jsonl", lines.encode())
+        print(report.write(Path(argv[1])))
+    elif argv == ["--plan"]:
+        for name, part in PLAN.items():
+            runs = list(part())
             done = [r.summary()["cpu_seconds"] for r in runs if r.done()]
             print(f"{name}: {len(done)} of {len(runs)}, {sum(done) / 3600:.2f} CPU-hours")
-        for run in runs if not argv else ():
+    elif argv:
+        raise UserError("python -m study.grid takes --plan, --table RUN or nothing")
+    for part in PLAN.values() if not argv else ():
+        for run in part():
             if not run.done():
                 make(run, stop)
             if stop():
                 raise KeyboardInterrupt
-        while not argv and not all(run.done() for run in part()):  # another process's last ones
+        while not all(run.done() for run in part()):  # another process's last ones
             time.sleep(5)
-    if argv == ["--table"]:
-        record = dict(cells=(found := cells()), correlation=correlation(found))
-        files.write_atomic(RESULTS / "grid.json", json.dumps(record, allow_nan=False).encode())
-        done = dict.fromkeys(r for part in PLAN.values() for r in part() if r.done())
-        lines = "".join(json.dumps(s) + "\n" for s in (r.summary() for r in done))
-        files.write_atomic(RESULTS / "grid.jsonl", lines.encode())
     return 0
 
 

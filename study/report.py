@@ -141,6 +141,26 @@ def rlvr_helps(d: dict) -> Verdict:
     return apart(fig.tested(d["final"]), fig.tested(d["base"]))
 
 
+def recall_predicts(d: dict) -> Verdict:
+    r = d["correlation"]
+    if None in (r["rank"], *r["left_out"].values()):
+        return "too few worlds", UNTESTED
+    least = min(r["left_out"].values())
+    here = f"rank correlation {r['rank']:.2f}, at least {least:.2f} with a world left out"
+    return yes(here, r["rank"] >= 0.6 and least >= 0.5)
+
+
+def in_worlds(d: dict, low: float, high: float, good: str) -> Verdict:
+    """Top minus all in the worlds whose filler has `low` to `high` times the entropy of a decision,
+    and that three runs were made of: are all `good`?"""
+    worlds = [c for c in fig.wording_worlds(d) if low <= fig.ratio(c) <= high]
+    found = {fig.world_name(c): x for c in worlds if (x := fig.gap(c))["n"] > 2}
+    here = "; ".join(f"{name}: {fig.in_points(x)}" for name, x in found.items())
+    words = {x["verdict"] for x in found.values()}
+    verdict = HOLDS if words == {good} else UNCLEAR if words <= {good, "undecided"} else FAILS
+    return (here, verdict) if found else ("no such world has three runs", UNTESTED)
+
+
 # each claim of page.html: the section that decides it, the rule, and what the rule takes besides
 CLAIMS: dict[str, tuple] = dict(
     rlvr_helps=("distribution", rlvr_helps),
@@ -163,6 +183,9 @@ CLAIMS: dict[str, tuple] = dict(
     top_is_the_gradient=("anatomy", top_is_the_gradient),
     forks_decide=("decomposition", forks_decide),
     few_change=("sparsity", few_change),
+    recall_predicts=("wording", recall_predicts),
+    wording_hurts=("wording", in_worlds, 0.7, math.inf, "below"),
+    plain_is_equal=("wording", in_worlds, 0, 0, "equal"),
 )
 
 
@@ -240,6 +263,22 @@ def arms_table(d: dict) -> str:
         rest = f"{t['length']:.0f}", pct(t["truncated"]), true
         rows.append([esc(fig.title_of(a)), fig.at(t), seeds, *rest, f"{t['cpu_seconds']:,.0f}"])
     return html_table("Final models on the test split", head, rows)
+
+
+def world_table(d: dict) -> str:
+    """The cells of the grid: what the base is like, accuracy of all, the other arms minus it."""
+    head = ("world", "recall", "noise dropped", "all", "top minus all", "others minus all")
+    rows = []
+    for c in (c for c in d["cells"] if "all" in c["arms"]):
+        base, means = c["base"][0], {}
+        for a in c["arms"]:
+            means[a] = fig.in_points(fig.gap(c, a)) if a != "all" else ""
+        world = f"{fig.world_name(c)}; {c['prompts']}×{c['group']} answers, {c['optimizer']}"
+        every, top = pct(fig.mean(c["arms"]["all"]["test"])), means.pop("top", "–")
+        others = "; ".join(f"{a} {x}" for a, x in means.items() if x)
+        rows.append([world, pct(base["recall"]), pct(base["nu"]), every, top, others])
+    rows = [[*map(esc, row)] for row in rows]
+    return folded("Every world, batch and mask", html_table("Accuracy on test", head, rows))
 
 
 def about(d: dict) -> str:
@@ -386,6 +425,7 @@ def svg_file(box: tuple, title: str, said: str, style: str, body: str) -> str:
 
 STUDY, ALL = "python -m study RUN", "python -m study RUN --all"
 ARMS = "python fork_gpt.py --arms top,all,random,bottom --seeds 3"
+GRID = "python -m study.grid, a day on one core, and then python -m study.grid --table RUN"
 # each section: the command that makes it, and the lists without which there is nothing to draw
 SECTIONS = dict(
     run=(STUDY, ""),
@@ -401,8 +441,10 @@ SECTIONS = dict(
     decomposition=(ALL, "base.deciles final.deciles"),
     values=(ALL, ""),
     sparsity=(STUDY, "layers"),
+    wording=(GRID, "cells"),
 )
-TABLES = dict(token_table=token_table, word_table=word_table, arms_table=arms_table)
+DRAWN = (token_table, word_table, arms_table, world_table)
+TABLES = {f.__name__: f for f in DRAWN}
 # the figure that answers the title: the first that this run has
 LEADS = dict(
     arms_test="Right answers, by the tokens that were trained on",
@@ -450,7 +492,8 @@ def page(found: dict, missing: dict[str, str]) -> tuple[str, dict[str, str]]:
     """page.html with its slots filled, and the figures as files, name -> SVG."""
     template, judged = PAGE.read_text(), {name: judge(name, found) for name in CLAIMS}
     style = re.search(r'<style id="figures">(.*?)</style>', template, re.DOTALL)[1]
-    rects = "".join(f"rect.e{i}{{fill:var(--e{i})}}" for i in range(LEVELS))
+    pairs = [(kind, i) for kind in ("rect.e", "circle.u", "circle.d") for i in range(LEVELS)]
+    rects = "".join(f"{kind}{i}{{fill:var(--{kind[-1]}{i})}}" for kind, i in pairs)
     style += rects
     light, dark = (
         f":root{{{''.join(f'--{k}:{v};' for k, v in fig.variables(colours).items())}}}"

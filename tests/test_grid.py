@@ -132,3 +132,43 @@ def test_a_stopped_run_goes_on_bit_for_bit_and_a_done_one_is_left(tmp_path, monk
     before = (run.folder() / "summary.json").stat().st_mtime_ns
     grid.make(run, lambda: True)
     assert (run.folder() / "summary.json").stat().st_mtime_ns == before
+
+
+def test_the_table_is_computed_from_the_runs_and_drawn(tmp_path, monkeypatch):
+    """Two worlds of hand-made runs: differences, verdicts and colours on the page of a run."""
+    monkeypatch.setattr(grid, "OUT", tmp_path / "grid")
+    kinds = {k: [0.5, 0.4, 0.45] for k in ("precision", "recall", *grid.ENTROPY_COLUMNS)}
+    rest = dict(arithmetic=1.0, truncated=0.0, grad_norm=0.1, kl=dict.fromkeys(grid.KINDS, 0.0))
+    bases = {0.0: (0.9, 0.70), 0.4: (0.3, 0.69)}
+
+    def look(share: float, entropy: float, seed: int) -> dict:
+        recall, h = bases[share]
+        return dict(recall=recall, nu=0.5, decisions=dict(entropy=h))
+
+    monkeypatch.setattr(grid, "look", look)
+    for share, top in ((0.0, 0.50), (0.4, 0.40)):
+        for b in range(3):
+            for arm, mean in (("all", 0.5), ("top", top)):
+                score = mean + 0.01 * (arm == "all")
+                run = Run(share, 0.69, 8, 8, arm, 2e-4, base=b)
+                note(run, score=score, test=mean + 0.002 * b, cpu_seconds=1.0, **kinds, **rest)
+        note(
+            Run(share, 0.69, 8, 8, "top", 1e-4), score=0.1, test=0.9, cpu_seconds=1, **kinds, **rest
+        )
+    page = tmp_path / "run"
+    assert grid.main(["--table", str(page)]) == 0
+    found = json.loads((page / "data" / "wording.json").read_text())
+    plain, wordy = sorted(found["cells"], key=lambda c: c["share"])
+    assert plain["sd"] == pytest.approx(0.002) and plain["df"] == 4
+    assert plain["arms"]["top"]["rate"] == 2e-4  # not that of the best test accuracy
+    assert plain["arms"]["top"]["minus_all"]["verdict"] == "equal"
+    gap = wordy["arms"]["top"]["minus_all"]
+    half = 2.776 * 0.002 * math.sqrt(2 / 3)
+    assert [gap[k] for k in ("mean", "low")] == pytest.approx([-0.1, -0.1 - half], abs=1e-5)
+    assert wordy["arms"]["top"]["score_minus_all"] == pytest.approx(-0.11)
+    assert found["correlation"] == dict(rank=None, left_out={"0 0.69": None, "0.4 0.69": None}, n=2)
+    html = (page / "report.html").read_text()
+    assert 'class="world d8"' in html and 'class="world d0"' in html  # -10 of 12 points, and 0
+    assert "filler 40% at 0.69 nats: −10.0" in html
+    lines = [json.loads(x) for x in open(tmp_path / "grid" / "runs.jsonl")]
+    assert len(lines) == 14

@@ -84,6 +84,16 @@ def example(tokens: int = 160) -> dict:
     arms += [an_arm("bottom", 0.39), an_arm("bottom", 0.41, flags="optimizer=sgd lr=0.05")]
     arms += [an_arm("top", 0.72, 0.1), an_arm("top", 0.74, 0.5)]
     layers = ["embed_tokens", "layers 0", "layers 1", "layers 2", "norm"]
+
+    def cell(share: float, entropy: float, gap: float, verdict: str) -> dict:
+        top = dict(mean=gap, low=gap - 0.01, high=gap + 0.01, verdict=verdict)
+        found = dict(all=dict(test=[0.4] * 3), top=dict(test=[0.4 + gap] * 3, minus_all=top))
+        base = [dict(recall=0.5, nu=0.3, decisions=dict(entropy=0.7))]
+        found = dict(share=share, entropy=entropy, arms=found, base=base)
+        return found | dict(prompts=8, group=8, optimizer="adamw")
+
+    worlds = [cell(0.0, 0.69, 0.0, "equal"), cell(0.4, 0.33, 0.01, "undecided")]
+    worlds += [cell(0.4, 1.8, -0.11, "below")]
     return dict(
         run=dict(
             name="top-rho0.2-seed0", command="python fork_gpt.py --keep top --rho 0.2", seed=0,
@@ -153,6 +163,7 @@ def example(tokens: int = 160) -> dict:
             ],
         )]),
         decomposition=dict(base=decided(1.05), final=decided(0.96)),
+        wording=dict(cells=worlds, correlation=dict(rank=0.7, left_out={"0.4 1.8": 0.5}, n=3)),
         sparsity=dict(
             dtype="bfloat16", unchanged=0.0936, beyond=0.75, decayed=0.4,
             layers=[
@@ -455,6 +466,13 @@ RULES = [  # claim, what the data is changed to, verdict
     ("rho_matters_little", dict(arms=[]), NEVER),
     ("kinds_of_token", {}, YES),
     ("longer_answers", {}, OPEN),
+    ("plain_is_equal", {}, YES),
+    ("wording_hurts", {}, YES),
+    ("wording_hurts", dict(cells=[]), NEVER),
+    ("recall_predicts", {}, YES),
+    ("recall_predicts", dict(correlation=dict(rank=0.59, left_out={"a": 0.6}, n=9)), NO),
+    ("recall_predicts", dict(correlation=dict(rank=0.7, left_out={"a": 0.49}, n=9)), NO),
+    ("recall_predicts", dict(correlation=dict(rank=None, left_out={}, n=1)), NEVER),
 ]
 
 
@@ -604,7 +622,7 @@ def test_a_missing_section_says_why_and_how(tmp_path, data):
 
 def test_a_folder_of_arms_alone_is_a_page(tmp_path, data):
     page = report.write(save(tmp_path, dict(comparison=data["comparison"]))).read_text()
-    assert page.count("Missing.") == 12 and "fork_gpt.py --arms" not in page
+    assert page.count("Missing.") == 13 and "fork_gpt.py --arms" not in page
     assert "random 20%" in page and (tmp_path / "figures" / "arms_cpu.svg").exists()
 
 
