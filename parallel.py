@@ -232,14 +232,19 @@ KEYS = ("k_proj", "v_proj")  # by rows while there are as many KV heads as tp ra
 PARTIAL = ("q_norm", "k_norm")  # whole, but each rank's gradient is of its own heads
 
 
-def placed(name: str, full: Sequence[int], shape: Shape, ranks: Ranks) -> list[tuple[int, int]]:
-    """Where in a full parameter a tp rank's part stands: (start, size) of every dimension."""
-    kind, place = name.split(".")[-2], [(0, size) for size in full]
-    rows = kind in ROWS or (kind in KEYS and shape.n_kv_head >= ranks.tp)
-    dim = 0 if rows else 1 if kind in COLUMNS else None
+def cut_dim(name: str, shape: Shape) -> int | None:
+    """The dimension of a parameter of which each tp rank has a part; None: each has it whole."""
+    kind = name.split(".")[-2]
+    rows = kind in ROWS or (kind in KEYS and shape.n_kv_head >= HERE.tp)
+    return 0 if rows else 1 if kind in COLUMNS else None
+
+
+def placed(name: str, full: Sequence[int], shape: Shape) -> list[tuple[int, int]]:
+    """Where in a full parameter this tp rank's part stands: (start, size) of every dimension."""
+    place, dim = [(0, size) for size in full], cut_dim(name, shape)
     if dim is not None:
-        size = full[dim] // ranks.tp
-        place[dim] = (ranks.tp_rank * size, size)
+        size = full[dim] // HERE.tp
+        place[dim] = (HERE.tp_rank * size, size)
     return place
 
 
@@ -313,7 +318,7 @@ def shard(shape: Shape, n_vocab: int, dtype: torch.dtype) -> Transformer:
     model.to_empty(device=ranks.mesh.device_type)
     model.regions = {}
     for name, p in model.named_parameters():
-        place = placed(name, full[name], shape, ranks)
+        place = placed(name, full[name], shape)
         rows = -(-place[0][1] // ranks.dp)  # as FSDP cuts: all but the last have ceil(n / dp)
         start, size = place[0][0] + min(ranks.dp_rank * rows, place[0][1]), len(p.to_local())
         model.regions[name] = [(start, size), *place[1:]]
@@ -353,12 +358,6 @@ def masters(model: Transformer) -> list[nn.Parameter]:
     return model.masters if isinstance(model, FSDPModule) else list(model.parameters())
 
 
-def is_cut(name: str, shape: Shape) -> bool:
-    """Whether each tp rank has a part of this parameter of its own."""
-    kind = name.split(".")[-2]
-    return kind in (*ROWS, *COLUMNS) or (kind in KEYS and shape.n_kv_head >= HERE.tp)
-
-
 def clip_gradients(model: Transformer, most: float) -> float:
     """Scale the gradient of `masters(model)` to a norm of at most `most`; the norm before."""
     if not isinstance(model, FSDPModule):
@@ -366,7 +365,7 @@ def clip_gradients(model: Transformer, most: float) -> float:
     squares = torch.zeros(2, dtype=torch.float64, device=HERE.mesh.device_type)  # whole, cut
     for (name, p), master in zip(model.named_parameters(), model.masters, strict=True):
         master.grad, p.grad = p.grad.to_local(), None
-        cut = is_cut(name, model.full_shape)
+        cut = cut_dim(name, model.full_shape) is not None
         if not cut and name.split(".")[-2] in (*PARTIAL, *KEYS):
             HERE.sum(master.grad, "tp")
         squares[int(cut)] += torch.linalg.vector_norm(master.grad).double() ** 2
@@ -385,9 +384,8 @@ def full(model: Transformer, name: str) -> Tensor:
         return model.get_parameter(name)
     model.reshard()  # a pass without gradient leaves the root's weights gathered
     p = model.get_parameter(name).full_tensor()
-    if HERE.tp == 1 or not is_cut(name, model.full_shape):
-        return p
-    return torch.cat(HERE.all(p, "tp"), dim=int(name.split(".")[-2] in COLUMNS))
+    dim = cut_dim(name, model.full_shape) if HERE.tp > 1 else None
+    return p if dim is None else torch.cat(HERE.all(p, "tp"), dim)
 
 
 def export(
