@@ -773,9 +773,10 @@ def phase(d: dict, w: int) -> Figure:
     out += stroke([(px(0), 34), (px(0), 336)], "rule")
     said = []
     for c in wording_worlds(d):
-        found, recall = gap(c), c["base"][0]["recall"]
+        found, base = gap(c), c["base"][0]
         points, name = 100 * found["mean"], world_name(c)
-        words = f"{name}: top 20% minus all {in_points(found)}, recall {pct(recall)}"
+        words = f"{name}: top 20% minus all {in_points(found)}; recall {pct(base['recall'])}, "
+        words += f"holds {held(dict(top20=base['held']))} of the outcome’s variance"
         style = f"world {'u' if points > 0 else 'd'}{level(abs(points), 12)}"
         style += " unsure" * (found["verdict"] in ("undecided", "too few runs"))
         x, y = px(math.log2(ratio(c)) if c["share"] else none), py(c["share"])

@@ -31,8 +31,7 @@ import parallel
 from fork_gpt import Config, top_entropy
 from infra import checkpoint, files
 from infra.files import UserError
-from study import report
-from study.findings import alternatives
+from study import findings, report
 from study.stats import difference, pooled, spearman
 from tasks.ask import distribution, measure, open_task
 from tasks.countdown import KINDS, Countdown
@@ -218,8 +217,8 @@ def digest(lines: list[dict]) -> dict:
 def look(share: float, entropy: float, seed: int) -> dict:
     """A base model before any training: accuracy on validation, what kinds its tokens are and how
     uncertain, the percentiles that the paper reports, and what the top 20% would keep: recall and
-    precision of decisions, and `nu`, the dropped share of the noise's energy, sum of 1 - sum p^2.
-    """
+    precision of decisions, `held` of the outcome's variance (with its interval; no grammar is
+    needed), and all but `nu` of the noise's energy, the sum of 1 - sum p^2."""
     path = OUT / f"base-{share}-{entropy}-{seed}.json"
     if path.exists():
         return files.read_json(path)
@@ -230,7 +229,7 @@ def look(share: float, entropy: float, seed: int) -> dict:
     h, decided = samples.entropy, kinds == KINDS.index("decisions")
     top, tau = top_entropy(h, 0.2)
     parts = (samples.sequences([b]) for b in range(len(samples.finished)))
-    energy = torch.cat([alternatives(model, s, 1)[-1] for s in parts]).square()
+    energy = torch.cat([findings.alternatives(model, s, 1)[-1] for s in parts]).square()
     record = dict(share=share, entropy=entropy, base=seed, accuracy=found["accuracy"], tau=tau)
     d = distribution(h)
     record |= {"arithmetic": found["arithmetic"], "p50": d["p50"], "p80": d["p80"]}
@@ -241,6 +240,9 @@ def look(share: float, entropy: float, seed: int) -> dict:
         mine = kinds == i
         record[name] = dict(share=mine.float().mean().item())
         record[name] |= dict(entropy=h[mine].mean().item()) if mine.any() else {}
+    run = findings.Run(OUT, c, world, splits, model, states={0: model.state_dict()})
+    flags = findings.Flags(responses=200, continuations=8)
+    record["held"] = findings.decomposition_of(run, "base", flags)["top20"]
     files.write_json(path, record)
     return record
 

@@ -267,7 +267,7 @@ def arms_table(d: dict) -> str:
 
 def world_table(d: dict) -> str:
     """The cells of the grid: what the base is like, accuracy of all, the other arms minus it."""
-    head = ("world", "recall", "noise dropped", "all", "top minus all", "others minus all")
+    head = ["world", "recall", "holds", "noise dropped", "all", "top minus all", "others minus all"]
     rows = []
     for c in (c for c in d["cells"] if "all" in c["arms"]):
         base, means = c["base"][0], {}
@@ -276,7 +276,8 @@ def world_table(d: dict) -> str:
         world = f"{fig.world_name(c)}; {c['prompts']}×{c['group']} answers, {c['optimizer']}"
         every, top = pct(fig.mean(c["arms"]["all"]["test"])), means.pop("top", "–")
         others = "; ".join(f"{a} {x}" for a, x in means.items() if x)
-        rows.append([world, pct(base["recall"]), pct(base["nu"]), every, top, others])
+        about = pct(base["recall"]), fig.held(dict(top20=base["held"])), pct(base["nu"])
+        rows.append([world, *about, every, top, others])
     rows = [[*map(esc, row)] for row in rows]
     return folded("Every world, batch and mask", html_table("Accuracy on test", head, rows))
 

@@ -143,7 +143,7 @@ def test_the_table_is_computed_from_the_runs_and_drawn(tmp_path, monkeypatch):
 
     def look(share: float, entropy: float, seed: int) -> dict:
         recall, h = bases[share]
-        return dict(recall=recall, nu=0.5, decisions=dict(entropy=h))
+        return dict(recall=recall, nu=0.5, decisions=dict(entropy=h), held=[0.6, 0.5, 0.7])
 
     monkeypatch.setattr(grid, "look", look)
     for share, top in ((0.0, 0.50), (0.4, 0.40)):

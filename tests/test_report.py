@@ -88,7 +88,7 @@ def example(tokens: int = 160) -> dict:
     def cell(share: float, entropy: float, gap: float, verdict: str) -> dict:
         top = dict(mean=gap, low=gap - 0.01, high=gap + 0.01, verdict=verdict)
         found = dict(all=dict(test=[0.4] * 3), top=dict(test=[0.4 + gap] * 3, minus_all=top))
-        base = [dict(recall=0.5, nu=0.3, decisions=dict(entropy=0.7))]
+        base = [dict(recall=0.5, nu=0.3, decisions=dict(entropy=0.7), held=[0.6, 0.5, 0.7])]
         found = dict(share=share, entropy=entropy, arms=found, base=base)
         return found | dict(prompts=8, group=8, optimizer="adamw")
 
