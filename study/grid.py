@@ -43,7 +43,7 @@ SHARES, ENTROPIES = (0.2, 0.4), (0.1, 0.33, 0.69, 1.8)
 TEXT = (0.25, 0.67)  # half its tokens are below .01 nats and p80 is .67, as in the paper's model
 WORLDS = [(0.0, 0.69), *((s, h) for s in SHARES for h in ENTROPIES), TEXT]
 CORE = [(0.4, 0.69), (0.0, 0.69), (0.4, 0.33), TEXT, (0.4, 1.8)]
-SGD = [(0.4, 0.33), TEXT]
+WORDY, SGD = [(0.4, 0.69), TEXT], [(0.4, 0.33), TEXT]
 ARMS = dict(
     all={},
     top=dict(keep="top"),
@@ -138,16 +138,25 @@ def batches() -> Iterator[Run]:
         yield from (Run(*world, 32, 8, arm, r, steps=100) for r in RATES["adamw"][2:])
 
 
+def again() -> Iterator[Run]:
+    """Where the screening chose the largest rate for top, by one run: the two below it as well."""
+    for seed, world, base, rate in product((0, 1), WORDY, range(3), RATES["adamw"][1:3]):
+        yield Run(*world, 8, 8, "top", rate, base=base, seed=seed)
+
+
 # in order of worth: stopped anywhere, what is done answers the questions up to there
 PLAN = {
     "rates of all and top": lambda: screening(CORE, PAIR),
     "all and top, seeds 0 and 1": lambda: deciding((0, 1), CORE, PAIR),
+    "top at other rates": again,
+    "rates of the other arms in wordy worlds": lambda: screening(WORDY, OTHERS),
     "rates in the other worlds": lambda: screening([w for w in WORLDS if w not in CORE], PAIR),
-    "rates of the other arms": lambda: screening(CORE, OTHERS),
-    "the other arms, seeds 0 and 1": lambda: deciding((0, 1), CORE, OTHERS),
-    "controls": lambda: deciding((0,), CORE, ("random", "filler")),
+    "the other arms in wordy worlds": lambda: deciding((0, 1), WORDY, OTHERS),
     "rates of SGD": lambda: screening(SGD, (*PAIR, "decisions"), "sgd"),
     "SGD, seeds 0 and 1": lambda: deciding((0, 1), SGD, (*PAIR, "decisions"), "sgd"),
+    "controls": lambda: deciding((0,), CORE, ("random", "filler")),
+    "rates of the other arms": lambda: screening(CORE, OTHERS),
+    "the other arms, seeds 0 and 1": lambda: deciding((0, 1), CORE, OTHERS),
     "seeds 2 and 3": lambda: deciding((2, 3), CORE, (*PAIR, *OTHERS)),
     "SGD, seeds 2 and 3": lambda: deciding((2, 3), SGD, (*PAIR, "decisions"), "sgd"),
     "other batches": batches,
@@ -247,10 +256,21 @@ def look(share: float, entropy: float, seed: int) -> dict:
     return record
 
 
+def at_best_rate(runs: list[dict]) -> list[dict]:
+    """Of an arm's summaries those at one learning rate: that of the best mean score on validation
+    among the rates that most runs were made at."""
+    rates = {}
+    for s in runs:
+        rates.setdefault(s["rate"], []).append(s)
+    most = max(map(len, rates.values()))
+    full = [same for same in rates.values() if len(same) == most]
+    return max(full, key=lambda same: np.mean([s["score"] for s in same]))
+
+
 def cells() -> list[dict]:
     """Each cell (a world, a batch, an optimizer): what its base is like; of every arm the best
-    score of the screening and its learning rate, and of the runs at that rate the accuracies on
-    test, the columns by kind, and the difference from `all` and from `top`."""
+    score of the screening, and of its runs at its best rate the accuracies on test, the columns by
+    kind, and the difference from `all` and from `top`."""
     found, out = {}, []
     for run in dict.fromkeys(r for part in PLAN.values() for r in part() if r.done()):
         cell = run.share, run.entropy, run.prompts, run.group, run.optimizer
@@ -258,14 +278,14 @@ def cells() -> list[dict]:
     for cell, arms in found.items():
         chose = [s for runs in arms.values() for r, s in runs.items() if r.base == r.seed == 0]
         best = {a: max((s for s in chose if s["arm"] == a), key=lambda s: s["score"]) for a in arms}
-        mine = {a: [s for s in arms[a].values() if s["rate"] == best[a]["rate"]] for a in arms}
+        mine = {a: at_best_rate([*runs.values()]) for a, runs in arms.items()}
         test = {a: [s["test"] for s in x] for a, x in mine.items()}
         sd, df = pooled([*test.values()])
         row = dict(zip("share entropy prompts group optimizer".split(), cell, strict=True))
         row |= dict(sd=sd if df else None, df=df, arms={}, base=[look(*cell[:2], 0)])
         row["base"] += [look(*cell[:2], b) for b in (1, 2)] if df else []
         for a, x in mine.items():
-            row["arms"][a] = arm = {k: best[a][k] for k in ("score", "rate")} | dict(test=test[a])
+            row["arms"][a] = arm = dict(score=best[a]["score"], rate=x[0]["rate"], test=test[a])
             for k in ("precision", "recall", *ENTROPY_COLUMNS):
                 arm[k] = np.mean([s[k] for s in x], 0).tolist()  # at first, at last, in all
             for k in ("arithmetic", "truncated", "grad_norm"):

@@ -66,6 +66,12 @@ def test_rank_correlation_by_hand():
     assert stats.spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
 
 
+def test_an_arm_is_judged_at_the_rate_of_the_best_mean_among_those_of_most_runs():
+    runs = [(1, 0.9), (2, 0.1), (2, 0.5), (3, 0.2), (3, 0.3)]  # one lucky run is no best rate
+    runs = [dict(rate=r, score=x) for r, x in runs]
+    assert grid.at_best_rate(runs) == runs[1:3]
+
+
 def note(run: Run, **found) -> None:
     files.write_json(run.folder() / "summary.json", vars(run) | found)
 
