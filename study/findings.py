@@ -96,23 +96,21 @@ def unchanged(base: dict[str, Tensor], final: dict[str, Tensor], decay: float) -
     """The share of parameters equal in both after rounding to bf16: of all, and by layer; and the
     same where weight decay alone, which multiplies matrices by `decay`, is taken out of the change
     (`beyond`) or is all there is (`decayed`)."""
-    layers = {}  # name -> [equal, equal to the decayed base, decayed base equal to the base, all]
+    layers = {}  # name -> (equal, equal to the decayed base, decayed base equal to the base, all)
     for name, p in base.items():
         words, q = name.split("."), final[name].to(p.device)  # model.layers.7.mlp.up_proj.weight
         layer = " ".join(words[1:3]) if "layers" in words else words[-2]
         shrunk = p * decay if p.ndim == 2 else p
         pairs = ((p, q), (shrunk, q), (p, shrunk))
         counts = [(x.bfloat16() == y.bfloat16()).sum().item() for x, y in pairs]
-        old = layers.setdefault(layer, [0, 0, 0, 0])
-        layers[layer] = [a + b for a, b in zip(old, [*counts, p.numel()], strict=True)]
+        layers[layer] = layers.get(layer, 0) + np.array([*counts, p.numel()])
 
-    def row(counts: list) -> dict:
-        names = ("unchanged", "beyond", "decayed")
-        return {k: x / counts[3] for k, x in zip(names, counts, strict=False)}
+    def row(counts: np.ndarray) -> dict:
+        shares = (counts[:3] / counts[3]).tolist()
+        return dict(zip(("unchanged", "beyond", "decayed"), shares, strict=True))
 
-    total = [sum(x) for x in zip(*layers.values(), strict=True)]
-    rows = [dict(name=k, n=counts[3]) | row(counts) for k, counts in layers.items()]
-    return dict(dtype="bfloat16", decay=decay) | row(total) | dict(layers=rows)
+    rows = [dict(name=k, n=int(counts[3])) | row(counts) for k, counts in layers.items()]
+    return dict(dtype="bfloat16", decay=decay) | row(sum(layers.values())) | dict(layers=rows)
 
 
 def places(words: Sequence[str]) -> list[str]:
@@ -784,8 +782,8 @@ def open_run(folder: Path, device: str) -> Run:
     return Run(folder, c, world, splits, model, states=states)
 
 
-def start(argv: list[str]) -> int:
-    """The command line."""
+def main(argv: list[str]) -> int:
+    """The command line; sections that were done before a mistake or Ctrl-C are kept."""
     from study import report
 
     folder = argv[0] if argv and not argv[0].startswith("-") else None
@@ -796,8 +794,3 @@ def start(argv: list[str]) -> int:
     study(run, f)
     print(report.write(run.folder))
     return 0
-
-
-def main(argv: list[str]) -> int:
-    """0, 2 after one line about a mistake, 130 when stopped; sections that were done are kept."""
-    return files.command("-m study", start, argv)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from infra import files
 from infra.files import UserError
 from study import figures, report
 
@@ -168,6 +169,10 @@ def save(folder: Path, sections: dict) -> Path:
     for name, d in sections.items():
         (folder / "data" / f"{name}.json").write_text(json.dumps(d))
     return folder
+
+
+def command(argv: list[str]) -> int:
+    return files.command("-m study.report", report.main, argv)
 
 
 @pytest.fixture(scope="module")
@@ -482,8 +487,8 @@ def test_the_page_is_whole_small_and_says_every_verdict(run, data):
     for name in report.CLAIMS:
         here, word = report.judge(name, data)
         assert f"{report.MARK[word]} {word}</b>" in page and report.esc(here) in page, name
-    files = sorted(p.stem for p in (run / "figures").iterdir())
-    assert files == sorted([*figures.FIGURES, "trace"])
+    drawn = {p.stem for p in (run / "figures").iterdir()}
+    assert drawn == {*figures.FIGURES, "trace"}
     assert not list(run.rglob("*.tmp"))
 
 
@@ -672,17 +677,17 @@ def test_data_of_another_shape_is_one_line_and_keeps_the_old_page(tmp_path, data
     folder = save(tmp_path, data)
     old = report.write(folder).read_text()
     save(folder, dict(sparsity=dict(layers=[dict(name="x")])))
-    assert report.main([str(folder)]) == 2
+    assert command([str(folder)]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "not what this version of the study writes" in err
     assert (folder / "report.html").read_text() == old
 
 
 def test_the_command_line(tmp_path, data, capsys):
-    assert report.main([str(tmp_path)]) == 2
+    assert command([str(tmp_path)]) == 2
     assert "has no findings: python -m study" in capsys.readouterr().err
-    assert report.main([]) == 2 and "usage" in capsys.readouterr().err
-    assert report.main([str(save(tmp_path, dict(run=data["run"])))]) == 0
+    assert command([]) == 2 and "usage" in capsys.readouterr().err
+    assert command([str(save(tmp_path, dict(run=data["run"])))]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
 
 

@@ -578,7 +578,7 @@ def line(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(pretrain, "base_model", lambda *a: (tmp_path.parent / "base", {}))
 
     def go(*argv: object) -> tuple[int, str]:
-        code = study.main([str(a) for a in argv])
+        code = files.command("-m study", study.main, [str(a) for a in argv])
         out = capsys.readouterr()
         return code, out.err.strip().splitlines()[-1] if code else out.out.strip()
 
