@@ -1,4 +1,4 @@
-"""The statistics against numbers worked out by hand and slow obvious versions."""
+"""The study's numbers against closed forms, sums by hand and slow obvious versions."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from rollout import Rollout, Sampling, generate
 from study import findings as study
 from study import report
 from study.findings import Flags, Run
-from study.stats import deciles, spearman
+from study.stats import deciles, shares, spearman
 from tasks import ask, pretrain
 from tasks.ask import describe, distribution, entropy_by_token, interval, measure
 from tasks.countdown import Countdown
@@ -68,10 +68,6 @@ def test_the_interval_draws_whole_clusters():
     low, high = interval(values, range(90))
     assert np.diff(interval(values, clusters))[0] > 1.5 * (high - low)
     assert interval([0.25], ["a"]) == (0.25, 0.25)
-    # each a cluster of its own, against the normal approximation of a mean
-    values = [rng.random() < 0.3 for _ in range(200)]
-    low, high = interval(values, range(200))
-    assert high - low == pytest.approx(2 * 1.96 * math.sqrt(0.3 * 0.7 / 200), rel=0.15)
 
 
 def test_measure_grades_each_sample_against_its_own_problem(monkeypatch):
@@ -200,6 +196,15 @@ def test_unchanged_at_bf16_resolution():
     assert got["unchanged"] == got["beyond"] == pytest.approx(15 / 20) and got["decayed"] == 1
     rows = [("embed_tokens", 1.0, 8), ("layers 0", 6 / 8, 8), ("norm", 1 / 4, 4)]
     assert [(r["name"], r["unchanged"], r["n"]) for r in got["layers"]] == rows
+    # weight decay, which only matrices have, is taken out of what changed
+    base = {"model.norm.weight": torch.ones(4), "model.embed_tokens.weight": torch.ones(2, 4)}
+    final = {k: p * 0.9 if p.ndim == 2 else p.clone() for k, p in base.items()}
+    got = study.unchanged(base, final, decay=0.9)
+    assert (got["unchanged"], got["beyond"], got["decayed"]) == (4 / 12, 1, 4 / 12)
+    final["model.norm.weight"][2] = 2
+    got = study.unchanged(base, final, decay=0.9)
+    assert (got["unchanged"], got["beyond"]) == (3 / 12, 11 / 12)
+    assert {r["name"]: r["beyond"] for r in got["layers"]} == dict(norm=0.75, embed_tokens=1)
 
 
 # ---------------------------------------------------------------------- from models
@@ -246,11 +251,15 @@ def test_alternatives_against_the_whole_distribution():
     with torch.no_grad():
         model.head_weight[model.n_vocab :] = 5 * model.head_weight[3]
     s = sampled(model, T=0.8)
-    p, h, best, ids, _ = study.alternatives(model, s, 5, 0.8)
+    p, h, best, ids, size = study.alternatives(model, s, 5, 0.8)
     assert torch.allclose(p, s.logprobs.exp(), atol=FP32)
     assert torch.allclose(h, s.entropy, atol=FP32)
     logits = all_logits(model, s.tokens, s.cu_seqlens)[s.scored()[2]]
-    full = (logits[:, : model.n_vocab] / 0.8).softmax(-1)
+    scaled = (logits[:, : model.n_vocab] / 0.8).detach().requires_grad_()
+    drawn = scaled.log_softmax(-1).gather(-1, s.scored()[3][:, None]).sum()
+    (by_logits,) = torch.autograd.grad(drawn, scaled)
+    assert torch.allclose(size, by_logits.norm(dim=-1), rtol=1e-4)
+    full = scaled.softmax(-1)
     for row, q, i in zip(full.tolist(), best.tolist(), ids.tolist(), strict=True):
         slow = sorted(range(len(row)), key=lambda v: -row[v])[:5]
         assert i == slow and q == pytest.approx([row[v] for v in slow], rel=1e-4)
@@ -284,6 +293,35 @@ def test_anatomy_adds_up_to_the_gradient_of_the_first_update(monkeypatch):
     monkeypatch.setattr(study, "COORDINATES", len(full) // 4)
     thin = study.gradients(model, s, weights, 4, 0.9).sum((0, 1))
     assert len(thin) < len(full) / 4 and thin.norm() == pytest.approx(full.norm().item(), rel=0.15)
+
+
+def test_a_spliced_model_draws_by_the_other_after_one_word():
+    a, b, after = tiny(0), tiny(1), 5
+    s = generate(study.Spliced(a, b, after), [[1, 2], [5], [3, 5]], 20, 12, None)
+    seen = {True: 0, False: 0}
+    for i in range(len(s.finished)):
+        one = s.sequences([i])
+        tokens, cu, rows, targets = one.scored()
+        by_a, by_b = (m(tokens, cu, rows, targets)[0].detach() for m in (a, b))
+        spliced = torch.where(tokens[rows] == after, by_b, by_a)
+        assert torch.allclose(one.logprobs, spliced, atol=1e-5)
+        for row in rows.tolist():
+            seen[int(tokens[row]) == after] += 1
+    assert min(seen.values()) > 20
+
+
+def test_a_forbidden_word_is_never_drawn_and_the_others_keep_their_odds():
+    m = tiny()
+    s = generate(study.forbid(m, [1, 4]), [[1, 2]], 200, 4, None)
+    drawn = s.tokens[s.response]
+    assert not ((drawn == 1) | (drawn == 4)).any()
+    tokens, cu, rows, targets = s.scored()
+    h = m.hidden(tokens, cu)[rows]
+    logits = m.logits(h).index_fill(-1, torch.tensor([1, 4]), -torch.inf)
+    expected = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    assert torch.allclose(s.logprobs, expected, atol=1e-5)
+    again = generate(m, [[1, 2]], 200, 4, None)  # the model itself is as it was
+    assert (again.tokens[again.response] == 1).any()
 
 
 def make_run(folder, steps: int = 4, world=WORLD, shape=SHAPE) -> Run:
@@ -521,6 +559,92 @@ def test_continuations_are_graded_from_their_own_beginning(monkeypatch):
     assert got == list(zip(tokens, [0, 1, 1, 0, 1, 0], strict=True))
     full = [encode("answer 3 + 2 stop stop stop stop")]
     assert len(full[0]) == 8 and study.continued(run, [problem], full, 0) == [([], 0)]
+
+
+# ---------------------------------------------------------------------- where it is decided
+
+EOS = 9
+
+
+def walk(p: float, needed: int) -> SimpleNamespace:
+    """A world whose responses are four digits, each 1 with chance p or else 0, then EOS; right with
+    at least `needed` ones."""
+
+    def ask(model, world, problems, k, max_new, how, seed, rows, starts):
+        rng, said = random.Random(seed), []
+        for start in starts:
+            said.append([int(rng.random() < p) for _ in range(4 - len(start))] + [EOS])
+        rewards = [world.reward(None, s + x) for s, x in zip(starts, said, strict=True)]
+        return SimpleNamespace(responses=lambda: said), None, torch.tensor(rewards)
+
+    tokenizer = SimpleNamespace(eos=EOS, stops={".": EOS}, decode=lambda ids: ids)
+    reward = lambda _, ids: float(sum(i for i in ids if i < EOS) >= needed)  # noqa: E731
+    world = SimpleNamespace(tokenizer=lambda: tokenizer, reward=reward)
+    run = SimpleNamespace(c=fork_gpt.Config(max_new=20, rows=8), world=world, model=None)
+    return SimpleNamespace(ask=ask, run=run, reward=reward)
+
+
+def right(p: float, needed: int, left: int) -> float:
+    """P(at least `needed` ones among `left` digits)."""
+    needed = max(needed, 0)
+    return sum(math.comb(left, i) * p**i * (1 - p) ** (left - i) for i in range(needed, left + 1))
+
+
+@pytest.mark.parametrize("p, needed", [(0.5, 2), (0.3, 1)])
+def test_products_of_two_lots_have_the_squared_differences_as_their_mean(monkeypatch, p, needed):
+    """Their sum is Var(R), by place and in all; one lot squared would be far above."""
+    toy, rng = walk(p, needed), random.Random(1)
+    monkeypatch.setattr(study.ask, "ask", toy.ask)
+    responses = [[int(rng.random() < p) for _ in range(4)] + [EOS] for _ in range(1500)]
+    V = study.values(toy.run, [None] * len(responses), responses, 2, seed=0)
+    products = np.array([np.diff(v[0]) * np.diff(v[1]) for v in V])
+    exact = np.zeros(5)
+    for ones in range(5):  # the value after t digits, `ones` of them 1
+        for t in range(4):
+            if ones <= t:
+                weight = math.comb(t, ones) * p**ones * (1 - p) ** (t - ones)
+                up, down = (right(p, needed - ones - b, 3 - t) for b in (1, 0))
+                exact[t] += weight * p * (1 - p) * (up - down) ** 2
+    V0 = right(p, needed, 4)
+    assert exact.sum() == pytest.approx(V0 * (1 - V0))  # the theorem
+    error = products.std(0) / math.sqrt(len(products))
+    assert np.abs(products.mean(0) - exact).max() < 4 * error.max()
+    assert np.abs(products.sum(1).mean() - V0 * (1 - V0)) < 4 * products.sum(1).std() / 38
+    assert (products[:, 4] == 0).all()  # the end decides nothing: no continuation is drawn anew
+
+
+def test_values_end_at_the_reward_and_are_exact_where_nothing_is_left_to_draw(monkeypatch):
+    toy = walk(0.5, 2)
+    monkeypatch.setattr(study.ask, "ask", toy.ask)
+    (v,) = study.values(toy.run, [None], [[1, 1, 0, 0, EOS]], 50, seed=3)
+    assert v[:, 2:].tolist() == [[1, 1, 1, 1]] * 2  # two ones are enough
+    assert v[:, 0].mean() == pytest.approx(right(0.5, 2, 4), abs=0.15)
+    assert v[:, 1].mean() == pytest.approx(right(0.5, 1, 3), abs=0.12)
+    assert not np.array_equal(v[0, :2], v[1, :2])  # the lots are independent
+
+
+def test_shares_by_hand_and_their_intervals_against_a_loop():
+    x, group = np.array([1.0, 3, 0, 4, 2]), np.array([0, 1, 1, 0, 2])
+    cluster = np.array(["a", "a", "b", "b", "c"])
+    share, low, high = shares(x, group, cluster, 3)
+    assert share.tolist() == [0.5, 0.3, 0.2]
+    assert shares(x, group, cluster, 3, cumulate=True)[0].tolist() == pytest.approx([0.5, 0.8, 1])
+    rng, drawn = random.Random(0), []
+    for _ in range(4000):
+        rows = [i for c in rng.choices("abc", k=3) for i in range(5) if cluster[i] == c]
+        drawn.append(sum(x[i] for i in rows if group[i] == 0) / sum(x[i] for i in rows))
+    drawn.sort()
+    assert low[0] == pytest.approx(drawn[100], abs=0.05)
+    assert high[0] == pytest.approx(drawn[3900], abs=0.05)
+
+
+def test_places_of_a_trace():
+    text = "try 9 + 2 = 11 left 11 7 goal 4 ; try 11 - 7 = 4 yes answer ( 9 + 2 ) - 7 ."
+    one = ["rest", "first operand", "operator", "second operand", "=", "result"]
+    expected = [*one, *["rest"] * 6, *one, "yes or no", "rest", *["answer"] * 8]
+    assert study.places(text.split()) == expected
+    after = study.places("try 9 + 2 = 11 no wait left 9".split())
+    assert after[6:] == ["yes or no", "after no", "rest", "rest"]
 
 
 # ---------------------------------------------------------------------- what is missing
