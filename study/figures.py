@@ -32,11 +32,10 @@ def shown(text: Any) -> str:
     """`text` with what is invisible, or would turn the line around, made visible: a newline as ⏎,
     control and format characters and lone surrogates as escapes."""
     odd = ("Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp")
-    out = [
+    return "".join(
         c.encode("unicode_escape").decode() if unicodedata.category(c) in odd else c
         for c in str(text).replace("\n", "⏎")
-    ]
-    return "".join(out)
+    )
 
 
 def esc(text: Any) -> str:
@@ -182,8 +181,7 @@ def axes(
 
 
 def spread(ys: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Heights of labels, moved as little as keeps them `gap` apart and, if they fit, within
-    [low, high]."""
+    """Heights of labels, moved to be `gap` apart and, if they fit, within [low, high]."""
     order, out, limit = sorted(range(len(ys)), key=lambda i: ys[i]), list(ys), low
     for i in order:
         out[i] = limit = max(ys[i], limit)
@@ -199,9 +197,8 @@ def curves(
     series: Sequence[dict], w: int, h: int, words: tuple, y: tuple = (), xticks: Ticks = ()
 ) -> Drawing:
     """Lines named at their right ends: dict(name, style, x, y) and optionally `runs`, thin lines of
-    the same x, and `low` and `high`, upright lines.  `dotted`: points are marked, and named by
-    `at` or their x.  `y`: range and ticks, if not the shares that are there; `xticks`: if not round
-    numbers."""
+    the same x, and `low` and `high`, upright lines.  `dotted`: points are marked, and named by `at`
+    or their x.  `y`: range and ticks, if not shares; `xticks`: if not round numbers."""
     xs = [v for s in series for v in s["x"]]
     y, yticks = y or percents([v for s in series for v in sum(s.get("runs", ()), s["y"])])
     ends, right = (min(xs), max(xs)), 14 + max(8 * len(s["name"]) for s in series)
@@ -280,7 +277,8 @@ def flow(items: Sequence[tuple[str, float, str]], w: int, y: float) -> tuple[str
     for text, size, style in items:
         width = 0.602 * size * cells(text) + 0.6 * size
         if used and used + width > w:
-            rows, used = [*rows, []], 0.0
+            rows.append([])
+            used = 0.0
         rows[-1].append((text, size, style, width))
         used += width
     out = []
@@ -490,8 +488,7 @@ def kinds(d: dict, w: int) -> Figure:
 
 
 def at_temperature(x: dict, which: str, t: float | str) -> dict | None:
-    """The row of the forks or of the rest at temperature `t`, or its "coldest", or "warm": the best
-    above 1."""
+    """The row of `which` at temperature `t`, or its "coldest", or "warm": the best above 1."""
     rows = x[which]
     if t == "coldest":
         return min(rows, key=lambda r: r["t"], default=None)
@@ -501,8 +498,7 @@ def at_temperature(x: dict, which: str, t: float | str) -> dict | None:
 
 
 def temperatures(d: dict, w: int) -> Figure:
-    """Accuracy over temperature (paper Eq. 5): forks at t, and the rest at t; equal spacing; a
-    panel for each threshold."""
+    """Accuracy over temperature (paper Eq. 5), at equal distances; a panel for each threshold."""
     both = d, d["other"]
     panels, parts, most = [], [], max(r["high"] for x in both for r in x["fork"] + x["rest"])
     for x in both:

@@ -79,16 +79,15 @@ def change_by_bin(base: Tensor, final: Tensor, bins: int = 20) -> list[dict[str,
     return out
 
 
+def cosine(a: Tensor, b: Tensor) -> float:
+    a, b = a.double(), b.double()  # in fp32 millions of squares add up to a cosine of 1.0001
+    return (a @ b / (a.norm() * b.norm()).clamp(min=1e-30)).item()
+
+
 def compare_gradients(halves: Tensor, full: Tensor) -> dict[str, float]:
     """halves (2, P), the gradient of each half of the groups, and the full gradient (P,) -> norm of
     their sum, its cosine with the full one, and the cosine of the halves (1: signal, 0: noise)."""
-
-    def cosine(a: Tensor, b: Tensor) -> float:
-        return (a @ b / (a.norm() * b.norm()).clamp(min=1e-30)).item()
-
-    # in fp32 millions of squares add up to a cosine of 1.0001
-    halves, full = halves.double(), full.double()
-    mine = halves.sum(0)
+    mine = halves.double().sum(0)
     return dict(norm=mine.norm().item(), cosine=cosine(mine, full), split_half=cosine(*halves))
 
 
@@ -185,10 +184,8 @@ class Run:
         try:
             self.model.load_state_dict(self.weights_of(step))
         except (KeyError, RuntimeError) as e:
-            why = str(e).splitlines()[0]
-            raise UserError(
-                f"{self.folder}: the weights of step {step} do not fit: {why}"
-            ) from None
+            why = f"the weights of step {step} do not fit: {str(e).splitlines()[0]}"
+            raise UserError(f"{self.folder}: {why}") from None
         return self.model
 
     def step_of(self, which: str) -> int:
@@ -433,8 +430,7 @@ def chosen(run: Run) -> list[int]:
 
 
 def traces(run: Run, f: Flags) -> list:
-    """Part 3: base and final model on six problems, by lot; each response token with its five
-    likeliest alternatives."""
+    """Part 3: base and final model on six problems, by lot, token by token."""
     problems, k, tokenizer = run.problems(), run.c.eval_k, run.world.tokenizer()
     out = [dict(problem=tokenizer.decode(run.world.encode(problems[i]))) for i in chosen(run)]
     for which in ("base", "final"):
@@ -449,8 +445,7 @@ def traces(run: Run, f: Flags) -> list:
 
 
 def during(run: Run, f: Flags) -> dict:
-    """Part 5: the final model's responses re-scored by every kept step.  The 20% are taken of all
-    tokens at once."""
+    """Part 5: the final model's responses re-scored by every kept step; the 20% are of all."""
     steps = sorted(run.states)
     if len(steps) < 2:
         raise Missing("fewer than two kept steps: run with --snapshot-every 9")
@@ -475,8 +470,7 @@ def during(run: Run, f: Flags) -> dict:
 
 
 def sparsity(run: Run, f: Flags) -> dict:
-    """Part 9: how many parameters RLVR left as they were, at bf16 resolution, and how many weight
-    decay alone would have."""
+    """Part 9: how many parameters RLVR left as they were, and weight decay alone would have."""
     c = run.c
     steps = sum(min(c.updates, line["groups"]) for line in log_of(run.folder))
     decay = (1 - c.lr * c.weight_decay) ** steps if c.optimizer == "adamw" else 1.0
@@ -526,9 +520,8 @@ def learned(run: Run, f: Flags) -> dict:
         found, samples = measure(model, world, problems, run.c, progress=True)
         texts = [tokenizer.decode(r) for r in samples.responses()]
         again = [p for p in problems for _ in range(run.c.eval_k)]
-        first = [
-            world.reward(p, x) * ("no" not in x.split()) for p, x in zip(again, texts, strict=True)
-        ]
+        pairs = zip(again, texts, strict=True)
+        first = [world.reward(p, x) * ("no" not in x.split()) for p, x in pairs]
         low, high = found.pop("interval")
         rows.append(dict(name=name, low=low, high=high, first=float(np.mean(first))) | found)
     return dict(bars=rows, n_problems=len(problems), k=run.c.eval_k)
@@ -576,20 +569,14 @@ def anatomy_of(run: Run, which: str, f: Flags) -> dict:
     for i, (name, mask) in enumerate(masks.items()):
         left = found[i] - found[n + i]
         row = compare_gradients(found[i], found[n - 1].sum(0))
-        row |= dict(robust=compare_gradients(left, left.sum(0))["split_half"])
-        row |= dict(down=compare_gradients(left, found[-2].sum(0))["cosine"])
+        row |= dict(robust=cosine(*left), down=cosine(left.double().sum(0), found[-2].sum(0)))
         noise = (size[mask].square().sum() / size.square().sum().clamp(min=1e-30)).item()
         rows.append(dict(name=name, entropy=entropy[mask].mean().item(), noise=noise) | row)
-    return dict(
-        model=which,
-        n_tokens=len(entropy),
-        n_groups=len(groups),
-        largest=LARGEST,
-        mean_advantage=A.mean().item(),
-        centred=compare_gradients(found[-1], found[-2].sum(0)),
-        arms=[r for r in rows if r["name"][:6] != "decile"],
-        deciles=[r | dict(decile=int(r["name"][7:])) for r in rows if r["name"][:6] == "decile"],
-    )
+    about = dict(model=which, n_tokens=len(entropy), n_groups=len(groups), largest=LARGEST)
+    about |= dict(mean_advantage=A.mean().item())
+    about |= dict(centred=compare_gradients(found[-1], found[-2].sum(0)))
+    cut = [r | dict(decile=int(r["name"][7:])) for r in rows if r["name"][:6] == "decile"]
+    return about | dict(arms=[r for r in rows if r["name"][:6] != "decile"], deciles=cut)
 
 
 def decomposition(run: Run, f: Flags) -> dict:
@@ -618,13 +605,9 @@ def decomposition_of(run: Run, which: str, f: Flags) -> dict:
         words += said
         names += named(run.world, ids, said)
     x, entropy, cluster = np.concatenate(products), samples.entropy.cpu(), np.array(cluster)
-    return dict(
-        n_tokens=len(x),
-        n_responses=len(problems),
-        K=f.continuations,
-        variance=float(np.mean(within)),
-        explained=float(x.sum() / len(problems)),
-    ) | decomposition_table(x, entropy, cluster, names, words)
+    about = dict(n_tokens=len(x), n_responses=len(problems), K=f.continuations)
+    about |= dict(variance=float(np.mean(within)), explained=float(x.sum() / len(problems)))
+    return about | decomposition_table(x, entropy, cluster, names, words)
 
 
 def named(world: World, ids: list[int], words: list[str]) -> list[str]:
@@ -682,8 +665,7 @@ def token_values(run: Run, f: Flags) -> list:
         (_, samples), model = run.look(which), run.at(which)
         parts = [samples.sequences([i * k]) for i in chosen(run)]
         said = [one.responses()[0] for one in parts]
-        asked = [problems[i] for i in chosen(run)]
-        seed = seed_of(f.seed, "values", which)
+        asked, seed = [problems[i] for i in chosen(run)], seed_of(f.seed, "values", which)
         V = values(run, asked, said, f.continuations, seed)
         for one, ids, problem, v, record in zip(parts, said, asked, V, out, strict=True):
             v, (p, best) = v.mean(0), (x.tolist() for x in alternatives(model, one)[2:4])

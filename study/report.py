@@ -412,18 +412,21 @@ LEADS = dict(
 )
 
 
-def svg(key: str, title: str, d: dict, w: int, style: str) -> str:
-    body, h, said = FIGURES[key][1](d, w)
-    name = f'class="{style}" role="img" aria-label="{esc(title)}. {esc(said)}"'
-    return f'<svg viewBox="0 0 {w} {h}" width="{w}" height="{h}" {name}>{body}</svg>'
+def twice(key: str, title: str, d: dict, wide: int) -> tuple[str, str]:
+    """A figure for a desk, `wide` px, and for a phone; and its sentence."""
+    out = ""
+    for w, style in ((NARROW, "narrow"), (wide, "wide")):
+        body, h, said = FIGURES[key][1](d, w)
+        name = f'class="{style}" role="img" aria-label="{esc(title)}. {esc(said)}"'
+        out = f'<svg viewBox="0 0 {w} {h}" width="{w}" height="{h}" {name}>{body}</svg>' + out
+    return out, esc(said)
 
 
 def figure(key: str, title: str, paper: str, d: dict) -> str:
     """One figure with its title, its computed sentence and the paper's counterpart."""
-    said = FIGURES[key][1](d, WIDE)[2]
-    both = svg(key, title, d, WIDE, "wide") + svg(key, title, d, NARROW, "narrow")
-    words = f"<p><b>This run</b> {esc(said)}</p><p class='paper'><b>The paper</b> {esc(paper)}</p>"
-    return f"<figure><h3>{esc(title)}</h3>{both}<figcaption>{words}</figcaption></figure>"
+    drawn, said = twice(key, title, d, WIDE)
+    words = f"<p><b>This run</b> {said}</p><p class='paper'><b>The paper</b> {esc(paper)}</p>"
+    return f"<figure><h3>{esc(title)}</h3>{drawn}<figcaption>{words}</figcaption></figure>"
 
 
 def standalone(key: str, title: str, d: dict, style: str) -> str:
@@ -440,9 +443,8 @@ def lead(found: dict) -> str:
     for key, title in LEADS.items():
         if d := found.get(FIGURES[key][0]):
             d = d | dict(arms=fig.main_arms(d)) if "arms" in d else d
-            drawn = svg(key, title, d, LEAD, "wide") + svg(key, title, d, NARROW, "narrow")
-            said = FIGURES[key][1](d, LEAD)[2]
-            return f'<figure><p class="title">{title}</p>{drawn}</figure><p>{esc(said)}</p>'
+            drawn, said = twice(key, title, d, LEAD)
+            return f'<figure><p class="title">{title}</p>{drawn}</figure><p>{said}</p>'
     return ""
 
 
@@ -517,8 +519,7 @@ def nothing_in(d: Any, lists: str) -> str:
 def read_data(folder: Path) -> tuple[dict, dict[str, str]]:
     """RUN/data/*.json: the sections that can be drawn, and why the others cannot.  UserError where
     there are none, or one is damaged."""
-    data = folder / "data"
-    if not (data.exists() and any(p.suffix == ".json" for p in data.iterdir())):
+    if not any((folder / "data").glob("*.json")):
         raise UserError(f"{folder / 'data'} has no findings: python -m study {folder} makes them")
     found, missing = {}, {}
     for key, (how, lists) in SECTIONS.items():
@@ -543,7 +544,6 @@ def read_data(folder: Path) -> tuple[dict, dict[str, str]]:
 def write(folder: Path) -> Path:
     """Draw folder/data/*.json as folder/report.html, whose path is returned, and as
     folder/figures/*.svg.  UserError where the data is damaged; then nothing is written."""
-    folder = Path(folder)
     found, missing = read_data(folder)
     try:
         text, files = page(found, missing)

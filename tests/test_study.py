@@ -395,15 +395,10 @@ def test_distribution_and_tokens_of_a_run(whole):
         found, s = measure(run.at(state), WORLD, run.problems(), run.c)
         assert d["accuracy"] == found["accuracy"] and d["p80"] == distribution(s.entropy)["p80"]
         assert sum(d["histogram"]["counts"]) == d["n_tokens"] == len(s.entropy)
-        by_token = {}
-        for i, x in zip(s.tokens[s.response].tolist(), s.entropy.tolist(), strict=True):
-            by_token.setdefault(i, []).append(x)
-        slow = sorted((-sum(x) / len(x), i, len(x)) for i, x in by_token.items())
-        for rows, want in ((t["highest"], slow), (t["lowest"], slow[::-1])):
-            assert len(rows) == min(100, len(slow)) and data["tokens"]["floor"] == 0
-            for r, (mean, i, n) in zip(rows, want, strict=False):
-                assert (r["token"], r["count"]) == (WORLD.tokenizer().token(i), n)
-                assert r["entropy"] == pytest.approx(-mean, rel=1e-5)
+        ranked = entropy_by_token(s.tokens[s.response], s.entropy, data["tokens"]["floor"])
+        ranked = [(WORLD.tokenizer().token(i), h, n) for i, h, n in ranked]
+        for rows, want in ((t["highest"], ranked[:100]), (t["lowest"], ranked[:-101:-1])):
+            assert [(r["token"], r["entropy"], r["count"]) for r in rows] == want
     b, f = (data["distribution"][w]["histogram"]["edges"] for w in ("base", "final"))
     top = max(s.entropy.max().item() for _, s in run.looks.values())
     assert b == f and b[-1] == pytest.approx(top), "one scale, up to the highest of both"
@@ -441,11 +436,10 @@ def test_during_of_a_run(whole):
         model = run.at(step)
         pools.append([h for b in range(12) for h in model(*s.sequences([b]).scored())[1].tolist()])
     n = len(pools[0])
-    k = math.ceil(n / 5)
-    tops = [set(sorted(range(n), key=lambda i, h=h: -h[i])[:k]) for h in pools]
+    tops = [fork_gpt.top_entropy(torch.tensor(h), 0.2)[0] for h in pools]
     assert d["steps"] == [0, 2, 4] and d["n_tokens"] == n
     for name, other in (("overlap_base", tops[0]), ("overlap_final", tops[2])):
-        assert d[name] == pytest.approx([len(t & other) / k for t in tops])
+        assert d[name] == pytest.approx([study.overlap(t, other) for t in tops])
     assert d["overlap_base"][0] == 1 and 0 < d["overlap_base"][2] < 1
     assert d["percentiles"]["p90"] == pytest.approx([np.percentile(h, 90) for h in pools], rel=1e-4)
     total = sum(b["change"] * b["n"] for b in d["bins"])
@@ -668,9 +662,8 @@ def test_a_model_with_one_token(tmp_path):
     assert data["distribution"]["base"]["top20_share"] == 0
     assert data["distribution"]["final"]["histogram"]["counts"][0] == 7 * 2 * 12
     assert len(data["during"]["bins"]) == 1 and data["during"]["overlap_base"] == [1, 1, 1]
-    assert data["traces"][0]["base"]["tokens"][0] == dict(
-        t="x", h=0.0, q=0.0, p=1.0, alt=[["x", 1.0]]
-    )
+    one = dict(t="x", h=0.0, q=0.0, p=1.0, alt=[["x", 1.0]])
+    assert data["traces"][0]["base"]["tokens"][0] == one
 
 
 def test_no_correct_response_at_all(tmp_path):
@@ -682,15 +675,6 @@ def test_no_correct_response_at_all(tmp_path):
     assert data["two_temperature"]["fork"][0]["accuracy"] == 0 and len(data["traces"]) == 6
     assert "right and wrong answers" in data["anatomy"]["missing"]
     assert "every continuation" in data["decomposition"]["missing"]
-
-
-def test_without_all_the_slow_sections_say_what_makes_them(tmp_path):
-    """And none of an earlier model stays behind."""
-    run = make_run(tmp_path)
-    files.write_atomic(tmp_path / "data" / "decomposition.json", b'{"K": 8}')
-    study.study(run)
-    data = read(tmp_path)
-    assert all(f"-m study {tmp_path} --all" in data[name]["missing"] for name in study.SLOW)
 
 
 @pytest.fixture
@@ -710,10 +694,14 @@ def line(monkeypatch, capsys, tmp_path):
 
 
 def test_command_line_finds_what_the_run_had(tmp_path, line):
-    """`python -m study RUN` from the folder alone gives the bytes that the run itself wrote."""
+    """`python -m study RUN` from the folder alone gives the bytes that the run itself wrote.  The
+    slow sections say what makes them, and none of an earlier model stays behind."""
     run = make_run(tmp_path)
     run.world = Countdown(2, 12, "+-*", 30)
+    files.write_atomic(tmp_path / "data" / "decomposition.json", b'{"K": 8}')
     study.study(run)
+    data = read(tmp_path)
+    assert all(f"-m study {tmp_path} --all" in data[name]["missing"] for name in study.SLOW)
     first = {p.name: p.read_bytes() for p in (tmp_path / "data").iterdir()}
     code, out = line(tmp_path, "--device", "cpu")
     assert code == 0 and out.endswith("report.html")
