@@ -85,8 +85,9 @@ def majority(answers: list[str | None], grades: list[float], same: Callable = eq
     Responses are exchangeable, so "first seen" is a fair draw among ties.  0 without any answer."""
     votes = {}  # number of an answer's first response -> its votes, in the order of first sight
     for i, a in enumerate(answers):
-        first = next((j for j in votes if same(answers[j], a)), i) if a is not None else None
-        votes |= {first: votes.get(first, 0) + 1} if a is not None else {}
+        if a is not None:
+            first = next((j for j in votes if same(answers[j], a)), i)
+            votes[first] = votes.get(first, 0) + 1
     return grades[max(votes, key=votes.get)] if votes else 0.0
 
 

@@ -18,6 +18,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import product
 from pathlib import Path
 from random import Random
 
@@ -487,16 +488,13 @@ def two_temperature(run: Run, f: Flags) -> dict:
     model = forbid(model, range(256)) if run.world.tokenizer().words else model
     found = float(np.percentile(samples.entropy.cpu().numpy(), f.percentile))
     kinds = [(f"percentile {f.percentile:g}", found), (f"{f.threshold:g} nats", f.threshold)]
-    out, bar = [], tqdm(total=4 * len(TEMPERATURES), desc="two_temperature", leave=False)
-    for kind, threshold in kinds:
-        out.append(dict(threshold=threshold, threshold_kind=kind, fork=[], rest=[]))
-        for t in TEMPERATURES:
-            for which, (rest, fork) in dict(fork=(1.0, t), rest=(t, 1.0)).items():
-                how = Sampling(rest, threshold, t_fork=fork)
-                found, _ = measure(model, run.world, problems, replace(run.c, eval_k=f.k), how)
-                low, high = found.pop("interval")
-                out[-1][which].append(dict(t=t, low=low, high=high) | found)
-                bar.update()
+    out = [dict(threshold=x, threshold_kind=kind, fork=[], rest=[]) for kind, x in kinds]
+    for one, t in tqdm([*product(out, TEMPERATURES)], desc="two_temperature", leave=False):
+        for which, (rest, fork) in dict(fork=(1.0, t), rest=(t, 1.0)).items():
+            how = Sampling(rest, one["threshold"], t_fork=fork)
+            found, _ = measure(model, run.world, problems, replace(run.c, eval_k=f.k), how)
+            low, high = found.pop("interval")
+            one[which].append(dict(t=t, low=low, high=high) | found)
     return dict(k=f.k, n_problems=len(problems), model="final", other=out[1]) | out[0]
 
 
@@ -629,9 +627,10 @@ def decomposition_table(
         raise Missing("every continuation ended alike: nothing is decided anywhere")
     h = entropy.double().numpy()
 
-    def rows(labels: Sequence, kinds: Sequence) -> list[dict]:
+    def rows(labels: Sequence) -> list[dict]:
+        kinds, out = sorted(set(labels)), []
         group = np.array([kinds.index(label) for label in labels])
-        found, out = shares(x, group, cluster, len(kinds)), []
+        found = shares(x, group, cluster, len(kinds))
         for i, kind in enumerate(kinds):
             mine = group == i
             about = dict(name=kind, n=int(mine.sum()), entropy=float(h[mine].mean()))
@@ -640,15 +639,14 @@ def decomposition_table(
         return out
 
     def by_share(labels: Sequence) -> list[dict]:
-        return sorted(rows(labels, sorted(set(labels))), key=lambda r: -r["share"])
+        return sorted(rows(labels), key=lambda r: -r["share"])
 
-    decile = deciles(entropy).tolist()
     rank = np.empty(len(x), dtype=int)
     rank[np.argsort(-h, kind="stable")] = np.arange(len(x)) * 100 // len(x)  # percent from the top
     share, low, high = shares(x, rank, cluster, 100, cumulate=True)
     often = [w for w, n in Counter(words).most_common(40) if n >= 10]
     return dict(
-        deciles=[r | dict(decile=r["name"] + 1) for r in rows(decile, sorted(set(decile)))],
+        deciles=[r | dict(decile=r["name"] + 1) for r in rows(deciles(entropy).tolist())],
         kinds=by_share(names),
         words=[r for r in by_share(words) if r["name"] in often],
         cumulative=dict(share=share.tolist(), low=low.tolist(), high=high.tolist()),
