@@ -402,12 +402,11 @@ def training(run: Run, f: Flags) -> dict:
 def distributions(run: Run, f: Flags) -> dict:
     """Part 1: where the entropy is, before and after."""
     looks = {which: run.look(which) for which in ("base", "final")}
-    pools = {which: samples.entropy for which, (_, samples) in looks.items()}
-    highest = max(h.max().item() for h in pools.values())
+    highest = max(samples.entropy.max().item() for _, samples in looks.values())
     out = {}
-    for which, h in pools.items():
-        out[which] = looks[which][0] | ask.distribution(h)
-        out[which] |= dict(n_tokens=len(h), dtype=run.c.dtype, histogram=histogram(h, highest))
+    for which, (found, samples) in looks.items():
+        h, own = samples.entropy, dict(n_tokens=len(samples.entropy), dtype=run.c.dtype)
+        out[which] = found | ask.distribution(h) | own | dict(histogram=histogram(h, highest))
     return out
 
 

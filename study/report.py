@@ -237,9 +237,9 @@ def arms_table(d: dict) -> str:
     rows = []
     for a in d["arms"]:
         t, seeds = a["test"], " ".join(pct(v) for v in a["test"]["per_seed"])
-        true = "" if t["arithmetic"] is None else pct(t["arithmetic"])
-        rest = f"{t['length']:.0f}", pct(t["truncated"]), true
-        rows.append([esc(fig.title_of(a)), fig.at(t), seeds, *rest, f"{t['cpu_seconds']:,.0f}"])
+        row = [esc(fig.title_of(a)), fig.at(t), seeds, f"{t['length']:.0f}", pct(t["truncated"])]
+        row += ["" if t["arithmetic"] is None else pct(t["arithmetic"]), f"{t['cpu_seconds']:,.0f}"]
+        rows.append(row)
     return html_table("Final models on the test split", head, rows)
 
 
@@ -308,11 +308,11 @@ def answers(d: list[dict], values: list[dict], i: int, top: float, most: int = 1
 
 def trace_html(d: list[dict], values: list[dict]) -> str:
     """All problems, the base model's answer beside the trained one's."""
-    right = {s: sum(bool(x.get(s) and x[s]["correct"]) for x in d) for s in SIDES}
-    said = f"Drawn at random: of these {len(d)} problems the base model has {right['base']} right, "
+    base, final = (sum(bool(x.get(s) and x[s]["correct"]) for x in d) for s in SIDES)
+    said = f"Drawn at random: of these {len(d)} problems the base model has {base} right, "
     top = darkest(d)
     out = "".join(answers(d, values, i, top) for i in range(len(d)))
-    return f"<p>{said}the trained one {right['final']}.</p>{out}"
+    return f"<p>{said}the trained one {final}.</p>{out}"
 
 
 def trace_data(d: list[dict], values: list[dict]) -> str:
