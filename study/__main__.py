@@ -2,6 +2,7 @@
 
 import sys
 
+from infra.files import command
 from study.findings import main
 
-sys.exit(main(sys.argv[1:]))
+sys.exit(command("-m study", main, sys.argv[1:]))

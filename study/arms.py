@@ -134,7 +134,7 @@ def run_all(runs: list[Job], jobs: int, out: Path, stop: Callable[[], bool]) -> 
     each.  `stop()` makes every child save and end, and raises KeyboardInterrupt."""
     waiting, running, failed = [r for r in runs if not r.done()], {}, []
     steps = sum(r.config.steps for r in runs)  # a bar of steps forecasts the minutes early
-    bar = tqdm(total=steps, initial=sum(map(logged, runs)), desc="arms", unit="step")
+    bar = tqdm(total=steps, initial=sum(len(logged(r)) for r in runs), desc="arms", unit="step")
     lock = files.lock(out)  # children inherit it: it is held until the last of them has ended
     with bar:
         try:
@@ -149,7 +149,7 @@ def run_all(runs: list[Job], jobs: int, out: Path, stop: Callable[[], bool]) -> 
                         failed.append(run)
                         bar.write(failure(run, code), file=sys.stderr)
                 bar.set_postfix_str(", ".join(progress(run) for run in running), refresh=False)
-                bar.update(sum(map(logged, runs)) - bar.n)
+                bar.update(sum(len(logged(r)) for r in runs) - bar.n)
                 if stop():
                     raise KeyboardInterrupt
         finally:  # SIGTERM ends a child that does not listen yet; any other saves first
@@ -179,19 +179,18 @@ def failure(run: Job, code: int) -> str:
     return f"{run.path().name} failed ({how}): {''.join(words[-1:])}; see {log}"
 
 
-def logged(run: Job) -> int:
-    """How many steps a run has logged."""
+def logged(run: Job) -> list[bytes]:
+    """The whole lines of a run's metrics."""
     path = run.path("metrics.jsonl")
-    return min(path.read_bytes().count(b"\n"), run.config.steps) if path.exists() else 0
+    return path.read_bytes().split(b"\n")[:-1][: run.config.steps] if path.exists() else []
 
 
 def progress(run: Job) -> str:
-    """How far a run is, from the last whole line of its metrics."""
-    n, path = logged(run), run.path("metrics.jsonl")
-    line = path.read_bytes().split(b"\n")[n - 1] if n else b""
-    reward = re.search(rb'"reward": (-?[0-9.]+)', line)
+    """How far a run is."""
+    lines = logged(run)
+    reward = re.search(rb'"reward": (-?[0-9.]+)', b"".join(lines[-1:]))
     last = f" reward {float(reward[1]):.2f}" if reward else ""
-    return f"{run.path().name} {n}/{run.config.steps}{last}"
+    return f"{run.path().name} {len(lines)}/{run.config.steps}{last}"
 
 
 # ---------------------------------------------------------------------- the numbers
@@ -202,8 +201,9 @@ def curve(logs: list[list[dict]]) -> dict[str, list]:
     each run's, and the mean CPU-seconds spent up to there."""
     runs = np.array([[line["accuracy"] for line in log] for log in logs])
     spent = np.cumsum([[line["cpu_seconds"] for line in log] for log in logs], axis=1).mean(0)
-    lists = dict(cpu_seconds=spent, accuracy=runs.mean(0), runs=runs.round(4))
-    return dict(step=[line["step"] for line in logs[0]]) | {k: v.tolist() for k, v in lists.items()}
+    found = dict(cpu_seconds=spent.tolist(), accuracy=runs.mean(0).tolist())
+    found |= dict(runs=runs.round(4).tolist())
+    return dict(step=[line["step"] for line in logs[0]]) | found
 
 
 def results(summaries: list[dict], cpu_seconds: float, sd: float, df: int) -> dict:
@@ -240,10 +240,9 @@ def compare(runs: list[Job]) -> dict:
         arms.append(arm)
     bases = {run.config.base_seed: s for mine in found.values() for run, s in mine}
     base = [s["test_accuracy_base"] for s in bases.values()]
-    s = summaries[0]
-    interval = s["test_accuracy_base_interval"] if len(base) == 1 else None
+    interval = summaries[0]["test_accuracy_base_interval"] if len(base) == 1 else None
     base = dict(accuracy=float(np.mean(base)), per_base=base, interval=interval)
-    about = dict(n_problems=s["test_problems"], k=c.eval_k, sd=sd if df else None, df=df)
+    about = dict(n_problems=summaries[0]["test_problems"], k=c.eval_k, sd=sd if df else None, df=df)
     return dict(base=base, margin=MARGIN) | about | dict(arms=arms)
 
 
@@ -255,19 +254,17 @@ def comparison_table(record: dict) -> str:
         minus = f"{d['mean']:+.3f}" if d else ""
         minus += f" [{d['low']:+.3f}, {d['high']:+.3f}]" if d and d["low"] is not None else ""
         plain = not arm["flags"] and (arm["rho"] == 0.2 or arm["keep"] == "all")
+        true = "" if t["arithmetic"] is None else f"{t['arithmetic']:.3f}"
         row = [arm["name"], f"{t['accuracy']:.3f} [{t['low']:.3f}, {t['high']:.3f}]"]
         row += [" ".join(f"{x:.3f}" for x in t["per_seed"]), minus, d["verdict"] if d else ""]
-        row += [f"{t['length']:.1f}"]
-        true = "" if t["arithmetic"] is None else f"{t['arithmetic']:.3f}"
-        row += [f"{t['truncated']:.3f}", true, f"{t['cpu_seconds']:.0f}"]
+        row += [f"{t['length']:.1f}", f"{t['truncated']:.3f}", true, f"{t['cpu_seconds']:.0f}"]
         rows.append([*row, PAPER.get(arm["keep"], "none") if plain else "none"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * w for w in widths])
     text = [" | ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)) for row in rows]
-    each, n = record["base"]["per_base"], record["n_problems"]
-    first = f"Base model {' '.join(f'{x:.3f}' for x in each)}; {n} test problems, {record['k']} "
-    first += "samples each.\n\n"
-    return first + "".join(f"| {line} |\n" for line in text) + NOTES
+    each = " ".join(f"{x:.3f}" for x in record["base"]["per_base"])
+    first = f"Base model {each}; {record['n_problems']} test problems, {record['k']} samples each."
+    return first + "\n\n" + "".join(f"| {line} |\n" for line in text) + NOTES
 
 
 def main(a: Comparison, given: dict, argv: list[str]) -> int:

@@ -85,25 +85,24 @@ def majority(answers: list[str | None], grades: list[float], same: Callable = eq
     Responses are exchangeable, so "first seen" is a fair draw among ties.  0 without any answer."""
     votes = {}  # number of an answer's first response -> its votes, in the order of first sight
     for i, a in enumerate(answers):
-        first = next((j for j in votes if same(answers[j], a)), i) if a is not None else None
-        votes |= {first: votes.get(first, 0) + 1} if a is not None else {}
+        if a is not None:
+            first = next((j for j in votes if same(answers[j], a)), i)
+            votes[first] = votes.get(first, 0) + 1
     return grades[max(votes, key=votes.get)] if votes else 0.0
 
 
 def score(records: list[dict], world: World) -> dict[str, float | None]:
     """All responses to one problem, in order -> its value of every metric, None where it has
     none."""
-    n, c = len(records), round(sum(r["grade"] for r in records))
+    n, grades = len(records), [r["grade"] for r in records]
+    said, c = [r["answer"] for r in records], round(sum(grades))
     js = sorted({2**i for i in range(n.bit_length())} | {n})  # 1, 2, 4, .. and n
-    said = [r["answer"] for r in records]
-    grades = [r["grade"] for r in records]
     out = {f"avg@{n}": c / n, f"maj@{n}": majority(said, grades, world.same)}
     out |= {f"pass@{j}": pass_at(n, c, j) for j in js}
     out["length"] = sum(r["tokens"] for r in records) / n
     out["truncated"] = sum(not r["finished"] for r in records) / n
     true = [ok for r in records for ok in world.statements(r["text"])]
-    out["arithmetic"] = sum(true) / len(true) if true else None
-    return out
+    return out | dict(arithmetic=sum(true) / len(true) if true else None)
 
 
 def summarise(scores: list[dict], clusters: list) -> dict[str, dict]:
@@ -112,12 +111,11 @@ def summarise(scores: list[dict], clusters: list) -> dict[str, dict]:
     out."""
     out = {}
     for metric in scores[0] if scores else ():
-        pairs = zip((s[metric] for s in scores), clusters, strict=True)
-        have = [(x, cluster) for x, cluster in pairs if x is not None]
-        if have:
+        have = [(s[metric], of) for s, of in zip(scores, clusters, strict=True)]
+        if have := [pair for pair in have if pair[0] is not None]:
             x, of = zip(*have, strict=True)
-            several = len(set(of)) > 1
-            out[metric] = dict(mean=sum(x) / len(x), interval=interval(x, of) if several else None)
+            both = interval(x, of) if len(set(of)) > 1 else None
+            out[metric] = dict(mean=sum(x) / len(x), interval=both)
     return out
 
 
@@ -155,39 +153,39 @@ def sample_batch(
     how = Sampling(c.temperature, top_p=e.top_p, top_k=e.top_k)
     seed = seed_of(c.seed, name)
     samples, texts, rewards = ask(model, world, repeated, G, c.max_new, how, seed, numbers, c.rows)
-    records, lengths, finished = [], samples.lengths().tolist(), samples.finished.tolist()
-    for i, (text, grade) in enumerate(zip(texts, rewards.tolist(), strict=True)):
+    columns = (texts, rewards.tolist(), samples.lengths().tolist(), samples.finished.tolist())
+    records = []
+    for i, (text, grade, tokens, finished) in enumerate(zip(*columns, strict=True)):
         p = part[i // e.k]
         question, gold = world.asked(p)
         place = dict(problem=first + i // e.k, sample=i % e.k, name=world.name(p))
-        place |= dict(question=question, gold=gold, text=text)
-        found = dict(answer=world.answer(p, text), grade=grade)
-        records.append(place | dict(tokens=lengths[i], finished=finished[i]) | found)
+        place |= dict(question=question, gold=gold, text=text, tokens=tokens, finished=finished)
+        records.append(place | dict(answer=world.answer(p, text), grade=grade))
     return records
 
 
 def scores_on_disk(path: Path, n: int, per: int, world: World, k: int) -> list[dict]:
     """Scores of the first problems of `path` whose batches of `per` (the set has `n` problems) are
     whole; the file is cut after them.  One problem is in memory at a time."""
-    scores, group, size, kept, kept_size = [], [], 0, 0, 0
+    scores, group, size, whole = [], [], 0, (0, 0)
     with open(path, "a+b") as f:
         f.seek(0)
         for line in f:
             size += len(line)
+            here = dict(problem=len(scores), sample=len(group))
             try:
                 group.append(json.loads(line))
-                here = len(scores), len(group) - 1
-                if (group[-1]["problem"], group[-1]["sample"]) != here or line[-1:] != b"\n":
+                if not here.items() <= group[-1].items() or line[-1:] != b"\n":
                     break
                 if len(group) == k:
                     scores.append(score(group, world))
                     group = []
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, AttributeError):
                 break  # what a kill left: this batch is sampled again
             if not group and (len(scores) % per == 0 or len(scores) == n):
-                kept, kept_size = len(scores), size
-        f.truncate(kept_size)
-    return scores[:kept]
+                whole = len(scores), size
+        f.truncate(whole[1])
+    return scores[: whole[0]]
 
 
 def evaluate_set(
@@ -209,9 +207,8 @@ def evaluate_set(
         while len(scores) < len(problems):
             if parallel.here().any(stop()):
                 raise KeyboardInterrupt
-            first = len(scores)
-            part = problems[first : first + per]
-            records = sample_batch(model, world, path.stem, first, part, c, e)
+            part = problems[len(scores) : len(scores) + per]
+            records = sample_batch(model, world, path.stem, len(scores), part, c, e)
             f.write(b"".join(json.dumps(r).encode() + b"\n" for r in records))
             f.flush()
             if files.WRITES:
@@ -229,30 +226,20 @@ def evaluate_set(
 # ---------------------------------------------------------------------- the command
 
 
-def open_sets(
-    c: Config, e: Evaluation
-) -> tuple[Transformer, World, dict[str, list], dict[str, int]]:
+def open_sets(c: Config, e: Evaluation) -> tuple[Transformer, World, dict[str, list], dict]:
     """(model, world, the problems of every set, how many of each set were too long)."""
-    sets = read_sets(c.data, c.skip_bad)
+    sets, dropped = read_sets(c.data, c.skip_bad), {}
     model, world = open_world(c, weights.device(c.device), getattr(torch, c.dtype))
     if not c.data:
         sets = {f"countdown-{e.split}": world.splits()[e.split]}
-    dropped = {}
     for name, problems in sets.items():
         fit = fitting(world, problems, c.max_prompt)
         sets[name], dropped[name] = fit[: e.limit or None], len(problems) - len(fit)
     return model, world, sets, dropped
 
 
-def run(c: Config, e: Evaluation, command: str, stop: Callable[[], bool]) -> dict:
-    """The whole evaluation; returns, prints and writes the table.  `command` is noted there."""
-    torch.set_num_threads(c.threads)
-    with parallel.joined(c.tp, weights.device(c.device)):
-        return measured(c, e, command, stop)
-
-
-def measured(c: Config, e: Evaluation, command: str, stop: Callable[[], bool]) -> dict:
-    """`run` in one or several processes."""
+def run(c: Config, e: Evaluation, command: str, stop: Callable[[], bool]) -> None:
+    """The whole evaluation; prints and writes the table, and in it `command`."""
     model, world, sets, dropped = open_sets(c, e)
     folder = Path(c.out or f"runs/eval-{Path(c.model).resolve().name}-{'-'.join(sets)}-k{e.k}")
     device = weights.device(c.device)
@@ -288,7 +275,6 @@ def measured(c: Config, e: Evaluation, command: str, stop: Callable[[], bool]) -
     page += "".join(f"- {k}: `{v}`\n" for k, v in facts.items())
     files.write_atomic(folder / "results.md", page.encode())
     print(f"\n{text}Everything is in {folder}")
-    return found
 
 
 def configure(e: Evaluation, given: dict) -> Config:
@@ -314,6 +300,8 @@ def configure(e: Evaluation, given: dict) -> Config:
 
 def main(e: Evaluation, given: dict, argv: list[str]) -> int:
     """`fork_gpt.py --eval`.  UserError for a mistake of the user's."""
-    c = configure(e, given)
-    run(c, e, f"python fork_gpt.py {shlex.join(argv)}", files.stop_on_signal())
+    c, stop = configure(e, given), files.stop_on_signal()
+    torch.set_num_threads(c.threads)
+    with parallel.joined(c.tp, weights.device(c.device)):
+        run(c, e, f"python fork_gpt.py {shlex.join(argv)}", stop)
     return 0

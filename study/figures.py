@@ -10,7 +10,9 @@ import html
 import math
 import unicodedata
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
+from statistics import fmean as mean
 from typing import Any
 
 from study.stats import difference
@@ -30,11 +32,10 @@ def shown(text: Any) -> str:
     """`text` with what is invisible, or would turn the line around, made visible: a newline as ⏎,
     control and format characters and lone surrogates as escapes."""
     odd = ("Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp")
-    out = []
-    for c in str(text):
-        escape = unicodedata.category(c) in odd
-        out.append("⏎" if c == "\n" else c.encode("unicode_escape").decode() if escape else c)
-    return "".join(out)
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in odd else c
+        for c in str(text).replace("\n", "⏎")
+    )
 
 
 def esc(text: Any) -> str:
@@ -68,10 +69,6 @@ def at(r: dict) -> str:
     return pct(r["accuracy"]) + span(r["low"], r["high"])
 
 
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def names(rows: Sequence[dict]) -> list[str]:
     """Tokens as labels: without the spaces around them, unless two would then read the same."""
     tokens = [r["token"] for r in rows]
@@ -91,7 +88,7 @@ DARK |= dict(top="#f5944a", all="#6fb3f2", random="#9cc09f", bottom="#ea8fcd")
 RAMPS = dict(e="hot", u="rise", d="fall")  # entropy; P(right) goes up; down
 
 
-def ramp(palette: dict[str, str], end: str = "hot") -> list[str]:
+def ramp(palette: dict[str, str], end: str) -> list[str]:
     """LEVELS shades from nothing (the paper) to much: one hue, and lightness that only falls, or on
     dark paper only rises, so that it reads without colour vision."""
     a, b = ([int(palette[c][i : i + 2], 16) for i in (1, 3, 5)] for c in ("paper", end))
@@ -132,11 +129,11 @@ def plain(values: Sequence[float]) -> Ticks:
     return [(v, f"{v:,g}".replace("-", "−")) for v in values]
 
 
-def percents(low: float, high: float) -> tuple[tuple[float, float], Ticks]:
-    """An axis of shares that holds [low, high], and its ticks."""
-    pad = 0.04 * (high - low) or 0.02
-    low, high = max(0.0, low - pad), min(1.0, high + pad)
-    return (low, high), [(v, integer(v)) for v in ticks(low, high)]
+def percents(values: Sequence[float]) -> tuple[tuple[float, float], Ticks]:
+    """An axis of shares that holds the values, and its ticks."""
+    pad = 0.04 * (max(values) - min(values)) or 0.02
+    ends = max(0.0, min(values) - pad), min(1.0, max(values) + pad)
+    return ends, [(v, integer(v)) for v in ticks(*ends)]
 
 
 def label(x: float, y: float, words: Any, style: str = "", anchor: str = "start") -> str:
@@ -153,13 +150,10 @@ def stroke(points: Sequence[tuple[float, float]], style: str) -> str:
     return f'<path class="{style}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in points)}"/>'
 
 
-def say(words: str) -> str:
-    """What the page says of an element under the pointer, a finger or the arrow keys."""
-    return f'data-say="{esc(words)}"'
-
-
-def mark(x: float, y: float, style: str, words: str) -> str:
-    return f'<circle class="mark {style}" cx="{x:.1f}" cy="{y:.1f}" r="4.5" {say(words)}/>'
+def mark(x: float, y: float, style: str, words: str, r: float = 4.5) -> str:
+    """A point; the page says `words` of it under the pointer, a finger or the arrow keys."""
+    place = f'cx="{x:.1f}" cy="{y:.1f}" r="{r:g}"'
+    return f'<circle class="mark {style}" {place} data-say="{esc(words)}"/>'
 
 
 def stack(*parts: Drawing) -> Drawing:
@@ -187,8 +181,7 @@ def axes(
 
 
 def spread(ys: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Heights of labels, moved as little as keeps them `gap` apart and, if they fit, within
-    [low, high]."""
+    """Heights of labels, moved to be `gap` apart and, if they fit, within [low, high]."""
     order, out, limit = sorted(range(len(ys)), key=lambda i: ys[i]), list(ys), low
     for i in order:
         out[i] = limit = max(ys[i], limit)
@@ -201,14 +194,15 @@ def spread(ys: Sequence[float], gap: float, low: float, high: float) -> list[flo
 
 
 def curves(
-    series: Sequence[dict], w: int, h: int, y: tuple, yticks: Ticks, words: tuple, x: Ticks = ()
+    series: Sequence[dict], w: int, h: int, words: tuple, y: tuple = (), xticks: Ticks = ()
 ) -> Drawing:
     """Lines named at their right ends: dict(name, style, x, y) and optionally `runs`, thin lines of
-    the same x, and `low` and `high`, upright lines.  `dotted`: points are marked, and named by
-    `at` or their x.  `x`: ticks, if not round numbers."""
+    the same x, and `low` and `high`, upright lines.  `dotted`: points are marked, and named by `at`
+    or their x.  `y`: range and ticks, if not shares; `xticks`: if not round numbers."""
     xs = [v for s in series for v in s["x"]]
+    y, yticks = y or percents([v for s in series for v in sum(s.get("runs", ()), s["y"])])
     ends, right = (min(xs), max(xs)), 14 + max(8 * len(s["name"]) for s in series)
-    px, py, out = axes(w, h, ends, y, x or plain(ticks(*ends, 4)), yticks, words, right)
+    px, py, out = axes(w, h, ends, y, xticks or plain(ticks(*ends, 4)), yticks, words, right)
     heights = spread([py(s["y"][-1]) for s in series], 14, 20, h - 44)
     for s, height in zip(series, heights, strict=True):
         style, xs = s["style"], [px(v) for v in s["x"]]
@@ -226,13 +220,10 @@ def curves(
     return out, h
 
 
-def bars(items: Sequence[tuple], px: Callable, py: Callable, zero: float = 0.0) -> str:
-    """Upright bars (left, right, value, shade, words) in data units, from `zero`."""
-    out = []
-    for a, b, v, shade, words in items:
-        wide, top, foot = max(px(b) - px(a) - 1, 0.5), py(max(v, zero)), py(min(v, zero))
-        out.append(rect(px(a) + 0.5, top, wide, foot - top, f"bar e{shade}", say(words)))
-    return "".join(out)
+def bar(a: float, b: float, y: float, foot: float, shade: int, words: str) -> str:
+    """Between pixels a and b, from `foot` up or down to y; see `mark` for the words."""
+    place = a + 0.5, min(y, foot), max(b - a - 1, 0.5), abs(foot - y)
+    return rect(*place, f"bar e{shade}", f'data-say="{esc(words)}"')
 
 
 def by_decile(rows: Sequence[dict], key: str, w: int, h: int, words: tuple) -> Drawing:
@@ -240,20 +231,17 @@ def by_decile(rows: Sequence[dict], key: str, w: int, h: int, words: tuple) -> D
     ends = [0.0, 1e-9, *(r[k] for r in rows for k in (key, "low", "high") if k in r)]
     y, top = (min(ends) * 1.05, max(ends) * 1.05), max(r["entropy"] for r in rows)
     xticks = [(r["decile"] - 0.5, str(r["decile"])) for r in rows]
-    px, py, out = axes(w, h, (0, 10), y, xticks, plain(ticks(*y, 4)), words)
-    items = []
-    for r in rows:
-        words = f"decile {r['decile']}: {num(r[key])}"
-        items.append((r["decile"] - 1, r["decile"], r[key], level(r["entropy"], top), words))
-    out += bars(items, px, py)
-    for r, (x, _) in zip(rows, xticks, strict=True):
+    (px, py, out), whiskers = axes(w, h, (0, 10), y, xticks, plain(ticks(*y, 4)), words), ""
+    for r, (x, name) in zip(rows, xticks, strict=True):
+        shade, said = level(r["entropy"], top), f"decile {name}: {num(r[key])}"
+        out += bar(px(x - 0.5), px(x + 0.5), py(r[key]), py(0), shade, said)
         ends = [(px(x), py(r[k])) for k in ("low", "high") if k in r]
-        out += stroke(ends, "whisker") if ends else ""
-    return out, h
+        whiskers += stroke(ends, "whisker") if ends else ""
+    return out + whiskers, h
 
 
 def dots(
-    rows: Sequence[dict], w: int, what: str, form: Callable = num, beside: bool = False
+    rows: Sequence[dict], w: int, what: str, form: Callable = integer, beside: bool = False
 ) -> Drawing:
     """One row a thing, from 0: dict(name, points: [(style, value) or (style, value, low, high)]),
     optionally a note.  Names stand above their rows, or `beside` them."""
@@ -289,7 +277,8 @@ def flow(items: Sequence[tuple[str, float, str]], w: int, y: float) -> tuple[str
     for text, size, style in items:
         width = 0.602 * size * cells(text) + 0.6 * size
         if used and used + width > w:
-            rows, used = [*rows, []], 0.0
+            rows.append([])
+            used = 0.0
         rows[-1].append((text, size, style, width))
         used += width
     out = []
@@ -318,7 +307,7 @@ def tested(r: dict) -> dict:
 
 
 def row(name: str, style: str, r: dict, more: Sequence[tuple] = ()) -> dict:
-    """A row of `dots`: r's accuracy with its interval, in words too; `more` points below it."""
+    """A row of `dots`: r's accuracy with its interval, in words too, and `more` points."""
     points = [*more, (style, r["accuracy"], r["low"], r["high"])]
     return dict(name=name, points=points, note=at(r))
 
@@ -332,7 +321,7 @@ def before_after(d: dict, w: int) -> Figure:
         f"to {f['length']:.0f} tokens, the share that is cut off from {pct(b['truncated'])} to "
         f"{pct(f['truncated'])}."
     )
-    return *dots(rows, w, "accuracy on the test split, 95% interval", integer), said
+    return *dots(rows, w, "accuracy on the test split, 95% interval"), said
 
 
 def training(d: dict, w: int) -> Figure:
@@ -340,7 +329,7 @@ def training(d: dict, w: int) -> Figure:
     series = [dict(name="training", style="top", x=d["step"], y=d["accuracy"])]
     val = dict(name="validation", style="all", x=d["val_step"], y=d["val_accuracy"], dotted=True)
     series += [val] if d["val_step"] else []
-    values, n = [v for s in series for v in s["y"]], min(5, len(d["step"]))
+    n = min(5, len(d["step"]))
 
     def ends(key: str, form: Callable = num) -> str:
         return f"from {form(mean(d[key][:n]))} to {form(mean(d[key][-n:]))}"
@@ -350,18 +339,16 @@ def training(d: dict, w: int) -> Figure:
         f"answers goes {ends('accuracy', pct)}, the mean entropy of the tokens in the gradient "
         f"{ends('entropy_kept')} nats, of the others {ends('entropy_dropped')}."
     )
-    y = percents(min(values), max(values))
-    return *curves(series, w, 280, *y, ("step", "accuracy")), said
+    return *curves(series, w, 280, ("step", "accuracy")), said
 
 
 def learned(d: dict, w: int) -> Figure:
     """Accuracy of base, trained model and what lies between; hollow: of the first attempt."""
-    bars = d["bars"]
-    rows = [row(r["name"], "top", r, [("base", r["first"])]) for r in bars]
-    said = "; ".join(f"{r['name']}: {at(r)}" for r in bars)
-    first, last = (pct(bars[i]["first"]) for i in (0, -1))
+    rows = [row(r["name"], "top", r, [("base", r["first"])]) for r in d["bars"]]
+    said = "; ".join(f"{r['name']}: {at(r)}" for r in d["bars"])
+    first, last = (pct(d["bars"][i]["first"]) for i in (0, -1))
     said += f". Right at the first attempt: base {first}, trained {last}."
-    return *dots(rows, w, "accuracy: ● answer, ○ first attempt", integer), said
+    return *dots(rows, w, "accuracy: ● answer, ○ first attempt"), said
 
 
 # ---------------------------------------------------------------------- where the entropy is
@@ -376,17 +363,15 @@ def histogram(d: dict, w: int) -> Figure:
     yticks = [(e, f"{10**e:,}" if e < 4 else f"{10 ** (e - 3):,}k") for e in range(top + 1)]
     words = ("entropy, nats", "tokens, log scale", "bars: base, line: after RLVR")
     px, py, out = axes(w, 320, ends, (floor, top), plain(ticks(*ends)), yticks, words)
-    p99, counted = d["base"]["p99"], zip(pairwise(base["edges"]), base["counts"], strict=True)
-    items = []
-    for (a, b), n in counted:
-        words = f"{num(a)} to {num(b)} nats: {n:,} tokens"
-        items += [(a, b, math.log10(n), level((a + b) / 2, p99), words)] if n else []
-    heights = [py(math.log10(n) if n else floor) for n in final["counts"]]
-    steps = zip(pairwise(final["edges"]), heights, strict=True)
-    out += bars(items, px, py, floor)
+    p99, foot = d["base"]["p99"], py(floor)
+    heights, after = ([py(math.log10(max(n, 0.5))) for n in x["counts"]] for x in (base, final))
+    for (a, b), y, n in zip(pairwise(base["edges"]), heights, base["counts"], strict=True):
+        said = f"{num(a)} to {num(b)} nats: {n:,} tokens"
+        out += bar(px(a), px(b), y, foot, level((a + b) / 2, p99), said) if n else ""
+    steps = zip(pairwise(final["edges"]), after, strict=True)
     out += stroke([(px(x), y) for ends, y in steps for x in ends], "line solid all")
     x = px(d["base"]["p80"])
-    out += stroke([(x, 38), (x, py(floor))], "rule")
+    out += stroke([(x, 38), (x, foot)], "rule")
     out += label(x + 14, 52, f"base, 80th percentile: {num(d['base']['p80'])}", "tick")
     said = "; after RLVR: ".join(
         f"{pct(x['below_0.01'])} of {x['n_tokens']:,} tokens are below 0.01 nats, the 80th "
@@ -458,19 +443,18 @@ def held(x: dict) -> str:
 
 def cumulative(d: dict, w: int) -> Figure:
     """Share of the outcome's variance at the x% of tokens with the highest entropy."""
-    series = [dict(name=name, style=style) for name, style in (("base", "ink"), ("trained", "top"))]
     b, f = d["base"], d["final"]
-    for s, x in zip(series, (b, f), strict=True):
-        s |= dict(x=[*range(101)], y=[0, *x["cumulative"]["share"]])
-    values = [v for s in series for v in s["y"]]
-    y = min(values), max(1.0, *values) * 1.05
+    lines = ("base", "ink", b), ("trained", "top", f)
+    series = [dict(name=n, style=s, y=[0, *x["cumulative"]["share"]]) for n, s, x in lines]
+    series = [s | dict(x=[*range(101)]) for s in series]
+    y = min(map(min, (s["y"] for s in series))), 1.05 * max(1.0, *(max(s["y"]) for s in series))
     words = ("% of tokens with the highest entropy", "share of the outcome’s variance")
     said = (
         "A fifth of the tokens, where the base model hesitates most, holds "
         f"{held(b)} of what decides whether its answer is right; {b['percent_for_90']}% of its "
         f"tokens hold 90%, {f['percent_for_90']}% of the trained model’s."
     )
-    return *curves(series, w, 280, y, [(v, integer(v)) for v in ticks(*y)], words), said
+    return *curves(series, w, 280, words, (y, [(v, integer(v)) for v in ticks(*y)])), said
 
 
 def decomposition(d: dict, w: int) -> Figure:
@@ -490,27 +474,21 @@ def decomposition(d: dict, w: int) -> Figure:
 
 def kinds(d: dict, w: int) -> Figure:
     """Share of the outcome's variance by what a token is there for."""
-    rows = {r["name"]: [] for which in SIDES for r in d[which]["kinds"]}
+    rows = {}
     for which, style in dict(base="base", final="top").items():
         for r in d[which]["kinds"]:
-            rows[r["name"]].append((style, r["share"], r["low"], r["high"]))
+            rows.setdefault(r["name"], []).append((style, r["share"], r["low"], r["high"]))
     said = "; ".join(
         f"{name}: " + ", ".join(f"{r['name']} {pct(r['share'])}" for r in d[which]["kinds"][:3])
         for which, name in SIDES.items()
     )
     drawn = [dict(name=name, points=points) for name, points in rows.items()]
     what = "share of the variance: ○ base, ● after RLVR"
-    return *dots(drawn, w, what, integer, beside=True), f"{said}."
-
-
-def both(d: dict) -> list[dict]:
-    """The two thresholds of `two_temperature`."""
-    return [d, d["other"]]
+    return *dots(drawn, w, what, beside=True), f"{said}."
 
 
 def at_temperature(x: dict, which: str, t: float | str) -> dict | None:
-    """The row of the forks or of the rest at temperature `t`, or its "coldest", or "warm": the best
-    above 1."""
+    """The row of `which` at temperature `t`, or its "coldest", or "warm": the best above 1."""
     rows = x[which]
     if t == "coldest":
         return min(rows, key=lambda r: r["t"], default=None)
@@ -520,10 +498,10 @@ def at_temperature(x: dict, which: str, t: float | str) -> dict | None:
 
 
 def temperatures(d: dict, w: int) -> Figure:
-    """Accuracy over temperature (paper Eq. 5): forks at t, and the rest at t; equal spacing; a
-    panel for each threshold."""
-    panels, parts, most = [], [], max(r["high"] for x in both(d) for r in x["fork"] + x["rest"])
-    for x in both(d):
+    """Accuracy over temperature (paper Eq. 5), at equal distances; a panel for each threshold."""
+    both = d, d["other"]
+    panels, parts, most = [], [], max(r["high"] for x in both for r in x["fork"] + x["rest"])
+    for x in both:
         grid, series = sorted({r["t"] for r in x["fork"] + x["rest"]}), []
         # intervals of one temperature stand beside each other
         for name, style, aside in (("fork", "top", -0.06), ("rest", "all", 0.06)):
@@ -535,7 +513,7 @@ def temperatures(d: dict, w: int) -> Figure:
         kind = f"{num(x['threshold'])} nats ({x['threshold_kind']})"
         words = "temperature T, the other kind at 1", f"accuracy; forks from {kind}"
         xticks = [(i, f"{t:g}") for i, t in enumerate(grid)]
-        panels.append(curves(series, w, 320, *percents(0, most), words, xticks))
+        panels.append(curves(series, w, 320, words, percents((0, most)), xticks))
         points = dict(everything=("fork", 1), best_warmer_forks=("fork", "warm"))
         points |= dict(coldest_forks=("fork", "coldest"), hot_rest=("rest", 2))
         rows = {name.replace("_", " "): at_temperature(x, *way) for name, way in points.items()}
@@ -551,13 +529,12 @@ def overlaps(d: dict, w: int) -> Figure:
     """Share of the top-20% positions that each kept step has with the base and the final model."""
     columns = (("with base", "all", d["overlap_base"]), ("with final", "top", d["overlap_final"]))
     series = [dict(name=n, style=s, x=d["steps"], y=y, dotted=True) for n, s, y in columns]
-    y = percents(min(v for s in series for v in s["y"]), 1.0)
     said = (
         f"At step {d['steps'][-1]:,} the model shares {pct(d['overlap_base'][-1])} of its "
         f"{integer(d['rho'])} of positions with the highest entropy with the base model "
         f"({d['n_tokens']:,} tokens)."
     )
-    return *curves(series, w, 280, *y, ("step", "overlap")), said
+    return *curves(series, w, 280, ("step", "overlap")), said
 
 
 def overlap_rho(d: dict, w: int) -> Figure:
@@ -568,9 +545,8 @@ def overlap_rho(d: dict, w: int) -> Figure:
     words = ("share of tokens compared, rho", "overlap")
     said = ", ".join(f"{pct(b)} at {integer(a)}" for a, b in zip(x, y, strict=True))
     said = f"What is kept of the forking positions depends on how many are compared: {said}."
-    return *curves(
-        series, w, 280, *percents(0, 1), words, x=[(v, integer(v)) for v in ticks(x[0], x[-1])]
-    ), said
+    xticks = [(v, integer(v)) for v in ticks(x[0], x[-1])]
+    return *curves(series, w, 280, words, percents((0, 1)), xticks), said
 
 
 def changes(d: dict, w: int) -> Figure:
@@ -583,11 +559,10 @@ def changes(d: dict, w: int) -> Figure:
     words = (what, "change of mean entropy, nats")
     px, py, out = axes(w, 280, (0, n), y, xticks, plain(ticks(*y)), words)
     top = max(r["base"] for r in rows)
-    items = []
     for i, r in enumerate(rows):
-        words = f"{num(r['base'])} nats: {signed(r['change'])}"
-        items.append((i, i + 1, r["change"], level(r["base"], top), words))
-    out += bars(items, px, py) + stroke([(px(0), py(0)), (px(n), py(0))], "zero")
+        shade, words = level(r["base"], top), f"{num(r['base'])} nats: {signed(r['change'])}"
+        out += bar(px(i), px(i + 1), py(r["change"]), py(0), shade, words)
+    out += stroke([(px(0), py(0)), (px(n), py(0))], "zero")
     share, change = top_fifth(rows)
     said = (
         f"{pct(share)} of the change, summed over bins without sign, lies in the fifth of the "
@@ -623,7 +598,7 @@ def percentiles(d: dict, w: int) -> Figure:
     rows = {p: v for p, v in d["percentiles"].items() if p in ("p50", "p80", "p90", "p99")}
     parts = [f"{p} {num(v[0])} → {num(v[-1])}" for p, v in (rows | dict(mean=d["mean"])).items()]
     said = f"From step {d['steps'][0]:,} to {d['steps'][-1]:,}, in nats: {', '.join(parts)}."
-    return *curves(series, w, 320, (low, high), yticks, words), said
+    return *curves(series, w, 320, words, ((low, high), yticks)), said
 
 
 def sparsity(d: dict, w: int) -> Figure:
@@ -636,7 +611,7 @@ def sparsity(d: dict, w: int) -> Figure:
         f"{pct(1 - d['unchanged'])} of the parameters changed in {d['dtype']}; weight decay alone "
         f"changes {pct(1 - d['decayed'])}, and beyond it {pct(1 - d['beyond'])} changed."
     )
-    return *dots(rows, w, "unchanged: ● beyond weight decay, ○ by it alone", integer), said
+    return *dots(rows, w, "unchanged: ● beyond weight decay, ○ by it alone"), said
 
 
 def anatomy(d: dict, w: int) -> Figure:
@@ -702,28 +677,23 @@ def main_arms(d: dict) -> list[dict]:
     return [a for keep in MASKS if (a := arm(d, keep))] or d["arms"][:4]
 
 
-def arm_curves(over: str, what: str) -> Callable[[dict, int], Figure]:
+def arm_curves(d: dict, w: int, over: str, what: str) -> Figure:
     """Each arm's mean training accuracy, its runs as thin lines, over the column `over`."""
-
-    def draw(d: dict, w: int) -> Figure:
-        series, parts = [], []
-        made = [(a, a["curve"]) for a in main_arms(d) if a["curve"]["step"]]
-        if not made:
-            return label(0, 20, "no arm has made a step yet", "axis"), 40, "No arm has made a step."
-        common = min(c[over][-1] for _, c in made)
-        for a, c in made:
-            line = dict(x=c[over], y=c["accuracy"], runs=c["runs"])
-            series.append(line | dict(name=title_of(a)[:12], style=style_of(a)))
-            done = sum(x <= common for x in c[over])
-            parts += [f"{title_of(a)} {pct(c['accuracy'][done - 1])}"] if done else []
-        values = [v for s in series for ys in (s["y"], *s["runs"]) for v in ys]
-        n = " or ".join(map(str, sorted({len(c["runs"]) for _, c in made})))
-        said = f"Training accuracy after {common:,.0f} {what}, where the first arm ends: "
-        said += f"{', '.join(parts)}; means over {n} runs each."
-        words = (what, "training accuracy")
-        return *curves(series, w, 340, *percents(min(values), max(values)), words), said
-
-    return draw
+    made = [(title_of(a), style_of(a), a["curve"]) for a in main_arms(d) if a["curve"]["step"]]
+    if not made:
+        return label(0, 20, "no arm has made a step yet", "axis"), 40, "No arm has made a step."
+    series = [
+        dict(name=title[:12], style=style, x=c[over], y=c["accuracy"], runs=c["runs"])
+        for title, style, c in made
+    ]
+    common, parts = min(c[over][-1] for *_, c in made), []
+    for title, _, c in made:
+        done = sum(x <= common for x in c[over])
+        parts += [f"{title} {pct(c['accuracy'][done - 1])}"] if done else []
+    n = " or ".join(map(str, sorted({len(c["runs"]) for *_, c in made})))
+    said = f"Training accuracy after {common:,.0f} {what}, where the first arm ends: "
+    said += f"{', '.join(parts)}; means over {n} runs each."
+    return *curves(series, w, 340, (what, "training accuracy")), said
 
 
 def final_test(d: dict, w: int) -> Figure:
@@ -737,7 +707,7 @@ def final_test(d: dict, w: int) -> Figure:
     if found := minus(d, arm(d, "top"), arm(d, "all")):
         word = found["verdict"].replace("equal", "equal within two points")
         said += f"; top 20% minus all is {in_points(found)}: {word}"
-    return *dots(rows, w, "test accuracy; small dots are runs", integer), f"{said}."
+    return *dots(rows, w, "test accuracy; small dots are runs"), f"{said}."
 
 
 def wording_worlds(d: dict) -> list[dict]:
@@ -780,8 +750,7 @@ def phase(d: dict, w: int) -> Figure:
         style = f"world {'u' if points > 0 else 'd'}{level(abs(points), 12)}"
         style += " unsure" * (found["verdict"] in ("undecided", "too few runs"))
         x, y = px(math.log2(ratio(c)) if c["share"] else none), py(c["share"])
-        place = f'class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="14"'
-        out += f"<circle {place} {say(words)}/>"
+        out += mark(x, y, style, words, 14)
         out += label(x, y + 4, signed(points, "+.0f"), "name inside", "middle")
         said.append((points, words))
     said = f"Worst, {min(said)[1]}; best, {max(said)[1]}."
@@ -808,8 +777,8 @@ FIGURES: dict[str, tuple[str, Callable[[dict, int], Figure]]] = dict(
     change=("during", changes),
     percentiles=("during", percentiles),
     arms_test=("comparison", final_test),
-    arms_step=("comparison", arm_curves("step", "steps")),
-    arms_cpu=("comparison", arm_curves("cpu_seconds", "CPU-seconds")),
+    arms_step=("comparison", partial(arm_curves, over="step", what="steps")),
+    arms_cpu=("comparison", partial(arm_curves, over="cpu_seconds", what="CPU-seconds")),
     anatomy=("anatomy", anatomy),
     sparsity=("sparsity", sparsity),
     phase=("wording", phase),

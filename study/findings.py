@@ -18,6 +18,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import product
 from pathlib import Path
 from random import Random
 
@@ -79,16 +80,15 @@ def change_by_bin(base: Tensor, final: Tensor, bins: int = 20) -> list[dict[str,
     return out
 
 
+def cosine(a: Tensor, b: Tensor) -> float:
+    a, b = a.double(), b.double()  # in fp32 millions of squares add up to a cosine of 1.0001
+    return (a @ b / (a.norm() * b.norm()).clamp(min=1e-30)).item()
+
+
 def compare_gradients(halves: Tensor, full: Tensor) -> dict[str, float]:
     """halves (2, P), the gradient of each half of the groups, and the full gradient (P,) -> norm of
     their sum, its cosine with the full one, and the cosine of the halves (1: signal, 0: noise)."""
-
-    def cosine(a: Tensor, b: Tensor) -> float:
-        return (a @ b / (a.norm() * b.norm()).clamp(min=1e-30)).item()
-
-    # in fp32 millions of squares add up to a cosine of 1.0001
-    halves, full = halves.double(), full.double()
-    mine = halves.sum(0)
+    mine = halves.double().sum(0)
     return dict(norm=mine.norm().item(), cosine=cosine(mine, full), split_half=cosine(*halves))
 
 
@@ -96,23 +96,21 @@ def unchanged(base: dict[str, Tensor], final: dict[str, Tensor], decay: float) -
     """The share of parameters equal in both after rounding to bf16: of all, and by layer; and the
     same where weight decay alone, which multiplies matrices by `decay`, is taken out of the change
     (`beyond`) or is all there is (`decayed`)."""
-    layers = {}  # name -> [equal, equal to the decayed base, decayed base equal to the base, all]
+    layers = {}  # name -> (equal, equal to the decayed base, decayed base equal to the base, all)
     for name, p in base.items():
         words, q = name.split("."), final[name].to(p.device)  # model.layers.7.mlp.up_proj.weight
         layer = " ".join(words[1:3]) if "layers" in words else words[-2]
         shrunk = p * decay if p.ndim == 2 else p
         pairs = ((p, q), (shrunk, q), (p, shrunk))
         counts = [(x.bfloat16() == y.bfloat16()).sum().item() for x, y in pairs]
-        old = layers.setdefault(layer, [0, 0, 0, 0])
-        layers[layer] = [a + b for a, b in zip(old, [*counts, p.numel()], strict=True)]
+        layers[layer] = layers.get(layer, 0) + np.array([*counts, p.numel()])
 
-    def row(counts: list) -> dict:
-        names = ("unchanged", "beyond", "decayed")
-        return {k: x / counts[3] for k, x in zip(names, counts, strict=False)}
+    def row(counts: np.ndarray) -> dict:
+        shares = (counts[:3] / counts[3]).tolist()
+        return dict(zip(("unchanged", "beyond", "decayed"), shares, strict=True))
 
-    total = [sum(x) for x in zip(*layers.values(), strict=True)]
-    rows = [dict(name=k, n=counts[3]) | row(counts) for k, counts in layers.items()]
-    return dict(dtype="bfloat16", decay=decay) | row(total) | dict(layers=rows)
+    rows = [dict(name=k, n=int(counts[3])) | row(counts) for k, counts in layers.items()]
+    return dict(dtype="bfloat16", decay=decay) | row(sum(layers.values())) | dict(layers=rows)
 
 
 def places(words: Sequence[str]) -> list[str]:
@@ -187,10 +185,8 @@ class Run:
         try:
             self.model.load_state_dict(self.weights_of(step))
         except (KeyError, RuntimeError) as e:
-            why = str(e).splitlines()[0]
-            raise UserError(
-                f"{self.folder}: the weights of step {step} do not fit: {why}"
-            ) from None
+            why = f"the weights of step {step} do not fit: {str(e).splitlines()[0]}"
+            raise UserError(f"{self.folder}: {why}") from None
         return self.model
 
     def step_of(self, which: str) -> int:
@@ -406,12 +402,11 @@ def training(run: Run, f: Flags) -> dict:
 def distributions(run: Run, f: Flags) -> dict:
     """Part 1: where the entropy is, before and after."""
     looks = {which: run.look(which) for which in ("base", "final")}
-    pools = {which: samples.entropy for which, (_, samples) in looks.items()}
-    highest = max(h.max().item() for h in pools.values())
+    highest = max(samples.entropy.max().item() for _, samples in looks.values())
     out = {}
-    for which, h in pools.items():
-        out[which] = looks[which][0] | ask.distribution(h)
-        out[which] |= dict(n_tokens=len(h), dtype=run.c.dtype, histogram=histogram(h, highest))
+    for which, (found, samples) in looks.items():
+        h, own = samples.entropy, dict(n_tokens=len(samples.entropy), dtype=run.c.dtype)
+        out[which] = found | ask.distribution(h) | own | dict(histogram=histogram(h, highest))
     return out
 
 
@@ -435,8 +430,7 @@ def chosen(run: Run) -> list[int]:
 
 
 def traces(run: Run, f: Flags) -> list:
-    """Part 3: base and final model on six problems, by lot; each response token with its five
-    likeliest alternatives."""
+    """Part 3: base and final model on six problems, by lot, token by token."""
     problems, k, tokenizer = run.problems(), run.c.eval_k, run.world.tokenizer()
     out = [dict(problem=tokenizer.decode(run.world.encode(problems[i]))) for i in chosen(run)]
     for which in ("base", "final"):
@@ -451,8 +445,7 @@ def traces(run: Run, f: Flags) -> list:
 
 
 def during(run: Run, f: Flags) -> dict:
-    """Part 5: the final model's responses re-scored by every kept step.  The 20% are taken of all
-    tokens at once."""
+    """Part 5: the final model's responses re-scored by every kept step; the 20% are of all."""
     steps = sorted(run.states)
     if len(steps) < 2:
         raise Missing("fewer than two kept steps: run with --snapshot-every 9")
@@ -477,8 +470,7 @@ def during(run: Run, f: Flags) -> dict:
 
 
 def sparsity(run: Run, f: Flags) -> dict:
-    """Part 9: how many parameters RLVR left as they were, at bf16 resolution, and how many weight
-    decay alone would have."""
+    """Part 9: how many parameters RLVR left as they were, and weight decay alone would have."""
     c = run.c
     steps = sum(min(c.updates, line["groups"]) for line in log_of(run.folder))
     decay = (1 - c.lr * c.weight_decay) ** steps if c.optimizer == "adamw" else 1.0
@@ -495,16 +487,13 @@ def two_temperature(run: Run, f: Flags) -> dict:
     model = forbid(model, range(256)) if run.world.tokenizer().words else model
     found = float(np.percentile(samples.entropy.cpu().numpy(), f.percentile))
     kinds = [(f"percentile {f.percentile:g}", found), (f"{f.threshold:g} nats", f.threshold)]
-    out, bar = [], tqdm(total=4 * len(TEMPERATURES), desc="two_temperature", leave=False)
-    for kind, threshold in kinds:
-        out.append(dict(threshold=threshold, threshold_kind=kind, fork=[], rest=[]))
-        for t in TEMPERATURES:
-            for which, (rest, fork) in dict(fork=(1.0, t), rest=(t, 1.0)).items():
-                how = Sampling(rest, threshold, t_fork=fork)
-                found, _ = measure(model, run.world, problems, replace(run.c, eval_k=f.k), how)
-                low, high = found.pop("interval")
-                out[-1][which].append(dict(t=t, low=low, high=high) | found)
-                bar.update()
+    out = [dict(threshold=x, threshold_kind=kind, fork=[], rest=[]) for kind, x in kinds]
+    for one, t in tqdm([*product(out, TEMPERATURES)], desc="two_temperature", leave=False):
+        for which, (rest, fork) in dict(fork=(1.0, t), rest=(t, 1.0)).items():
+            how = Sampling(rest, one["threshold"], t_fork=fork)
+            found, _ = measure(model, run.world, problems, replace(run.c, eval_k=f.k), how)
+            low, high = found.pop("interval")
+            one[which].append(dict(t=t, low=low, high=high) | found)
     return dict(k=f.k, n_problems=len(problems), model="final", other=out[1]) | out[0]
 
 
@@ -528,9 +517,8 @@ def learned(run: Run, f: Flags) -> dict:
         found, samples = measure(model, world, problems, run.c, progress=True)
         texts = [tokenizer.decode(r) for r in samples.responses()]
         again = [p for p in problems for _ in range(run.c.eval_k)]
-        first = [
-            world.reward(p, x) * ("no" not in x.split()) for p, x in zip(again, texts, strict=True)
-        ]
+        pairs = zip(again, texts, strict=True)
+        first = [world.reward(p, x) * ("no" not in x.split()) for p, x in pairs]
         low, high = found.pop("interval")
         rows.append(dict(name=name, low=low, high=high, first=float(np.mean(first))) | found)
     return dict(bars=rows, n_problems=len(problems), k=run.c.eval_k)
@@ -578,20 +566,14 @@ def anatomy_of(run: Run, which: str, f: Flags) -> dict:
     for i, (name, mask) in enumerate(masks.items()):
         left = found[i] - found[n + i]
         row = compare_gradients(found[i], found[n - 1].sum(0))
-        row |= dict(robust=compare_gradients(left, left.sum(0))["split_half"])
-        row |= dict(down=compare_gradients(left, found[-2].sum(0))["cosine"])
+        row |= dict(robust=cosine(*left), down=cosine(left.double().sum(0), found[-2].sum(0)))
         noise = (size[mask].square().sum() / size.square().sum().clamp(min=1e-30)).item()
         rows.append(dict(name=name, entropy=entropy[mask].mean().item(), noise=noise) | row)
-    return dict(
-        model=which,
-        n_tokens=len(entropy),
-        n_groups=len(groups),
-        largest=LARGEST,
-        mean_advantage=A.mean().item(),
-        centred=compare_gradients(found[-1], found[-2].sum(0)),
-        arms=[r for r in rows if r["name"][:6] != "decile"],
-        deciles=[r | dict(decile=int(r["name"][7:])) for r in rows if r["name"][:6] == "decile"],
-    )
+    about = dict(model=which, n_tokens=len(entropy), n_groups=len(groups), largest=LARGEST)
+    about |= dict(mean_advantage=A.mean().item())
+    about |= dict(centred=compare_gradients(found[-1], found[-2].sum(0)))
+    cut = [r | dict(decile=int(r["name"][7:])) for r in rows if r["name"][:6] == "decile"]
+    return about | dict(arms=[r for r in rows if r["name"][:6] != "decile"], deciles=cut)
 
 
 def decomposition(run: Run, f: Flags) -> dict:
@@ -620,13 +602,9 @@ def decomposition_of(run: Run, which: str, f: Flags) -> dict:
         words += said
         names += named(run.world, ids, said)
     x, entropy, cluster = np.concatenate(products), samples.entropy.cpu(), np.array(cluster)
-    return dict(
-        n_tokens=len(x),
-        n_responses=len(problems),
-        K=f.continuations,
-        variance=float(np.mean(within)),
-        explained=float(x.sum() / len(problems)),
-    ) | decomposition_table(x, entropy, cluster, names, words)
+    about = dict(n_tokens=len(x), n_responses=len(problems), K=f.continuations)
+    about |= dict(variance=float(np.mean(within)), explained=float(x.sum() / len(problems)))
+    return about | decomposition_table(x, entropy, cluster, names, words)
 
 
 def named(world: World, ids: list[int], words: list[str]) -> list[str]:
@@ -648,9 +626,10 @@ def decomposition_table(
         raise Missing("every continuation ended alike: nothing is decided anywhere")
     h = entropy.double().numpy()
 
-    def rows(labels: Sequence, kinds: Sequence) -> list[dict]:
+    def rows(labels: Sequence) -> list[dict]:
+        kinds, out = sorted(set(labels)), []
         group = np.array([kinds.index(label) for label in labels])
-        found, out = shares(x, group, cluster, len(kinds)), []
+        found = shares(x, group, cluster, len(kinds))
         for i, kind in enumerate(kinds):
             mine = group == i
             about = dict(name=kind, n=int(mine.sum()), entropy=float(h[mine].mean()))
@@ -659,15 +638,14 @@ def decomposition_table(
         return out
 
     def by_share(labels: Sequence) -> list[dict]:
-        return sorted(rows(labels, sorted(set(labels))), key=lambda r: -r["share"])
+        return sorted(rows(labels), key=lambda r: -r["share"])
 
-    decile = deciles(entropy).tolist()
     rank = np.empty(len(x), dtype=int)
     rank[np.argsort(-h, kind="stable")] = np.arange(len(x)) * 100 // len(x)  # percent from the top
     share, low, high = shares(x, rank, cluster, 100, cumulate=True)
     often = [w for w, n in Counter(words).most_common(40) if n >= 10]
     return dict(
-        deciles=[r | dict(decile=r["name"] + 1) for r in rows(decile, sorted(set(decile)))],
+        deciles=[r | dict(decile=r["name"] + 1) for r in rows(deciles(entropy).tolist())],
         kinds=by_share(names),
         words=[r for r in by_share(words) if r["name"] in often],
         cumulative=dict(share=share.tolist(), low=low.tolist(), high=high.tolist()),
@@ -684,8 +662,7 @@ def token_values(run: Run, f: Flags) -> list:
         (_, samples), model = run.look(which), run.at(which)
         parts = [samples.sequences([i * k]) for i in chosen(run)]
         said = [one.responses()[0] for one in parts]
-        asked = [problems[i] for i in chosen(run)]
-        seed = seed_of(f.seed, "values", which)
+        asked, seed = [problems[i] for i in chosen(run)], seed_of(f.seed, "values", which)
         V = values(run, asked, said, f.continuations, seed)
         for one, ids, problem, v, record in zip(parts, said, asked, V, out, strict=True):
             v, (p, best) = v.mean(0), (x.tolist() for x in alternatives(model, one)[2:4])
@@ -784,8 +761,8 @@ def open_run(folder: Path, device: str) -> Run:
     return Run(folder, c, world, splits, model, states=states)
 
 
-def start(argv: list[str]) -> int:
-    """The command line."""
+def main(argv: list[str]) -> int:
+    """The command line; sections that were done before a mistake or Ctrl-C are kept."""
     from study import report
 
     folder = argv[0] if argv and not argv[0].startswith("-") else None
@@ -796,8 +773,3 @@ def start(argv: list[str]) -> int:
     study(run, f)
     print(report.write(run.folder))
     return 0
-
-
-def main(argv: list[str]) -> int:
-    """0, 2 after one line about a mistake, 130 when stopped; sections that were done are kept."""
-    return files.command("-m study", start, argv)

@@ -14,6 +14,8 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ def apart(a: dict | None, b: dict | None) -> Verdict:
 
 def both_thresholds(d: dict, a: tuple, b: tuple) -> Verdict:
     """Two temperatures: the same verdict at both thresholds, or none."""
-    found = [apart(fig.at_temperature(x, *a), fig.at_temperature(x, *b)) for x in fig.both(d)]
+    found = [apart(fig.at_temperature(x, *a), fig.at_temperature(x, *b)) for x in (d, d["other"])]
     words = {word for _, word in found}
     return "; ".join(dict(found)), words.pop() if len(words) == 1 else UNCLEAR
 
@@ -222,35 +224,34 @@ def claim_row(words: Sequence[str], here: str, verdict: str) -> str:
     return table_row(head, (first, esc(words[1]), esc(here), word))
 
 
-def folded(title: str, body: str) -> str:
-    return f"<details><summary>{title}</summary>{body}</details>"
+def folded(title: str, caption: str, head: Sequence[str], rows: Sequence) -> str:
+    return f"<details><summary>{title}</summary>{html_table(caption, head, rows)}</details>"
 
 
 def token_table(d: dict) -> str:
     """The tokens of `tokens.json` as a table: base and trained mean entropy, draws."""
-    final, out = fig.after(d), []
+    final, out = fig.after(d), ""
     head = ("token", "base, nats", "after RLVR", "drawn by base")
     for which in ("highest", "lowest"):
-        rows, cells = d["base"][which], []
-        for name, r in zip(fig.names(rows), rows, strict=True):
+        cells = []
+        for name, r in zip(fig.names(rows := d["base"][which]), rows, strict=True):
             later = num(final[r["token"]]) if r["token"] in final else "–"
             cells.append([f"<code>{esc(name)}</code>", num(r["entropy"]), later, f"{r['count']:,}"])
         title = f"The {len(rows)} tokens of {which} mean entropy"
-        out.append(folded(title, html_table("In the order of the base model", head, cells)))
-    return "".join(out)
+        out += folded(title, "In the order of the base model", head, cells)
+    return out
 
 
 def word_table(d: dict) -> str:
     """The words of `decomposition.json` and what they hold of the outcome's variance."""
-    head, out = ("word", "share of the variance", "drawn", "mean entropy, nats"), []
+    head, out = ("word", "share of the variance", "drawn", "mean entropy, nats"), ""
     for which, name in SIDES.items():
         rows = []
         for r in d[which]["words"]:
             share = pct(r["share"]) + fig.span(r["low"], r["high"])
             rows.append([f"<code>{esc(r['name'])}</code>", share, f"{r['n']:,}", num(r["entropy"])])
-        body = html_table("Words drawn often", head, rows)
-        out.append(folded(f"{name}: what each word decides", body))
-    return "".join(out)
+        out += folded(f"{name}: what each word decides", "Words drawn often", head, rows)
+    return out
 
 
 def arms_table(d: dict) -> str:
@@ -259,9 +260,9 @@ def arms_table(d: dict) -> str:
     rows = []
     for a in d["arms"]:
         t, seeds = a["test"], " ".join(pct(v) for v in a["test"]["per_seed"])
-        true = "" if t["arithmetic"] is None else pct(t["arithmetic"])
-        rest = f"{t['length']:.0f}", pct(t["truncated"]), true
-        rows.append([esc(fig.title_of(a)), fig.at(t), seeds, *rest, f"{t['cpu_seconds']:,.0f}"])
+        row = [esc(fig.title_of(a)), fig.at(t), seeds, f"{t['length']:.0f}", pct(t["truncated"])]
+        row += ["" if t["arithmetic"] is None else pct(t["arithmetic"]), f"{t['cpu_seconds']:,.0f}"]
+        rows.append(row)
     return html_table("Final models on the test split", head, rows)
 
 
@@ -279,7 +280,7 @@ def world_table(d: dict) -> str:
         about = pct(base["recall"]), fig.held(dict(top20=base["held"])), pct(base["nu"])
         rows.append([world, *about, every, top, others])
     rows = [[*map(esc, row)] for row in rows]
-    return folded("Every world, batch and mask", html_table("Accuracy on test", head, rows))
+    return folded("Every world, batch and mask", "Accuracy on test", head, rows)
 
 
 def about(d: dict) -> str:
@@ -295,14 +296,14 @@ def about(d: dict) -> str:
 # ---------------------------------------------------------------------- traces
 
 
-def sides(d: list[dict]) -> list[tuple[int, str, dict]]:
-    """(number of the problem, "base" or "final", the answer) of all that are there."""
-    return [(i, s, x[s]) for i, x in enumerate(d) for s in SIDES if x.get(s)]
+def sides(x: dict) -> list[tuple[str, dict]]:
+    """("base" or "final", the answer) of those to this problem that are there."""
+    return [(s, x[s]) for s in SIDES if x.get(s)]
 
 
 def darkest(d: list[dict]) -> float:
     """The entropy with the darkest shade: the 99th percentile of all traces; 0 without a token."""
-    h = sorted(t["h"] for _, _, x in sides(d) for t in x["tokens"])
+    h = sorted(t["h"] for x in d for _, r in sides(x) for t in r["tokens"])
     return h[int(0.99 * (len(h) - 1))] if h else 0.0
 
 
@@ -332,35 +333,33 @@ def graded(r: dict) -> str:
 
 def answers(d: list[dict], values: list[dict], i: int, top: float, most: int = 10**9) -> str:
     """A problem and its answers side by side, of each at most the first `most` tokens."""
-    out = []
-    for j, side, r in sides(d):
-        if j == i:
-            v = values[i].get(side, {}).get("v", ()) if i < len(values) else ()
-            n, shown = r.get("length", len(r["tokens"])), min(most, len(r["tokens"]))
-            more = f", the first {shown} shown" if n > shown else ""
-            word = f'<b class="{graded(r)[2:]}">{graded(r)}</b>'
-            ended = "ended" if r["finished"] else "cut off"
-            head = f'<p class="who">{SIDES[side]} {word} <span>{n} tokens, {ended}{more}</span></p>'
-            text = shaded(r["tokens"][:most], f"{i}{side}", top, v)
-            out.append(f'<div class="answer">{head}{text}</div>')
-    problem = f'<p class="problem"><code>{esc(d[i]["problem"])}</code></p>'
-    return f'{problem}<div class="pair">{"".join(out)}</div>'
+    out = f'<p class="problem"><code>{esc(d[i]["problem"])}</code></p><div class="pair">'
+    for side, r in sides(d[i]):
+        v = values[i].get(side, {}).get("v", ()) if i < len(values) else ()
+        n, shown = r.get("length", len(r["tokens"])), min(most, len(r["tokens"]))
+        more = f", the first {shown} shown" if n > shown else ""
+        word = f'<b class="{graded(r)[2:]}">{graded(r)}</b>'
+        ended = "ended" if r["finished"] else "cut off"
+        head = f'<p class="who">{SIDES[side]} {word} <span>{n} tokens, {ended}{more}</span></p>'
+        text = shaded(r["tokens"][:most], f"{i}{side}", top, v)
+        out += f'<div class="answer">{head}{text}</div>'
+    return out + "</div>"
 
 
 def trace_html(d: list[dict], values: list[dict]) -> str:
     """All problems, the base model's answer beside the trained one's."""
-    right = {s: sum(bool(x.get(s) and x[s]["correct"]) for x in d) for s in SIDES}
-    said = f"Drawn at random: of these {len(d)} problems the base model has {right['base']} right, "
+    base, final = (sum(bool(x.get(s) and x[s]["correct"]) for x in d) for s in SIDES)
+    said = f"Drawn at random: of these {len(d)} problems the base model has {base} right, "
     top = darkest(d)
     out = "".join(answers(d, values, i, top) for i in range(len(d)))
-    return f"<p>{said}the trained one {right['final']}.</p>{out}"
+    return f"<p>{said}the trained one {final}.</p>{out}"
 
 
 def trace_data(d: list[dict], values: list[dict]) -> str:
     """What the script shows of each token: text, entropy, probability, alternatives with their
     P(right), rank, P(right) before and after."""
     data = {}
-    for i, side, r in sides(d):
+    for i, side, r in ((i, *found) for i, x in enumerate(d) for found in sides(x)):
         found = values[i].get(side) if i < len(values) else None
         data[f"{i}{side}"] = rows = []
         for t, x in enumerate(r["tokens"]):
@@ -376,7 +375,7 @@ def picture(d: list[dict], most: int = 120) -> str:
     or, where the reader's system is, dark: shaded by entropy, the kept tokens underlined."""
     w, pad, size, y, top = WIDE, 24, 15, 40, darkest(d)
     out = [label(pad, y, d[0]["problem"], "problem")]
-    for _, side, r in (x for x in sides(d) if x[0] == 0):
+    for side, r in sides(d[0]):
         out.append(label(pad, y := y + 40, SIDES[side], "side"))
         out.append(label(w - pad, y, graded(r), f"side {graded(r)[2:]}", "end"))
         x, y = pad, y + 14
@@ -399,20 +398,22 @@ def picture(d: list[dict], most: int = 120) -> str:
     out += [label(pad, y, "entropy: 0"), label(pad + 284, y, f"{top:.1f} nats")]
     out.append(label(w - pad, y, "underlined: the 20% that receive gradient", "", "end"))
 
-    def fill(palette: dict[str, str]) -> str:
-        c = fig.variables(palette)
-        own = dict(card="paper", line="ink", word="ink", side="ink", problem="ink", right="random")
-        own |= dict(wrong="top") | {f"e{i}": f"e{i}" for i in range(LEVELS)}
-        rules = "".join(f".{k}{{fill:{c[name]}}}" for k, name in own.items())
-        return f"text{{fill:{c['muted']}}}.card{{stroke:{c['rule']}}}" + rules
-
+    own = dict(card="paper", line="ink", word="ink", side="ink", problem="ink", right="random")
+    own |= dict(wrong="top") | {f"e{i}": f"e{i}" for i in range(LEVELS)}
+    fill = "text{fill:var(--muted)}.card{stroke:var(--rule)}"
+    fill += "".join(f".{k}{{fill:var(--{name})}}" for k, name in own.items())
     style = f".word,.problem{{font:{size}px ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}}"
     style = "text{font:13px system-ui,sans-serif}" + style + ".side,.problem{font-weight:600}"
-    style += f"{fill(LIGHT)}@media(prefers-color-scheme:dark){{{fill(DARK)}}}"
+    dark = f"@media(prefers-color-scheme:dark){{{coloured(fill, DARK)}}}"
     title = "One problem, answered by the base and by the trained model"
     body = rect(0.5, 0.5, w - 1, y + 21, "card", 'rx="10"') + "".join(out)
     said = "Each word stands on a background as dark as its entropy."
-    return svg_file((0, 0, w, y + 22), title, said, style, body)
+    return svg_file((0, 0, w, y + 22), title, said, style + coloured(fill, LIGHT) + dark, body)
+
+
+def coloured(style: str, palette: dict[str, str]) -> str:
+    """The style with a palette's colours in place of variables, which not every viewer knows."""
+    return re.sub(r"var\(--(\w+)\)", lambda m: fig.variables(palette)[m[1]], style)
 
 
 def svg_file(box: tuple, title: str, said: str, style: str, body: str) -> str:
@@ -454,25 +455,27 @@ LEADS = dict(
 )
 
 
-def svg(key: str, title: str, d: dict, w: int, style: str) -> str:
-    body, h, said = FIGURES[key][1](d, w)
-    name = f'class="{style}" role="img" aria-label="{esc(title)}. {esc(said)}"'
-    return f'<svg viewBox="0 0 {w} {h}" width="{w}" height="{h}" {name}>{body}</svg>'
+def twice(key: str, title: str, d: dict, wide: int) -> tuple[str, str]:
+    """A figure for a desk, `wide` px, and for a phone; and its sentence."""
+    out = ""
+    for w, style in ((NARROW, "narrow"), (wide, "wide")):
+        body, h, said = FIGURES[key][1](d, w)
+        name = f'class="{style}" role="img" aria-label="{esc(title)}. {esc(said)}"'
+        out = f'<svg viewBox="0 0 {w} {h}" width="{w}" height="{h}" {name}>{body}</svg>' + out
+    return out, esc(said)
 
 
 def figure(key: str, title: str, paper: str, d: dict) -> str:
     """One figure with its title, its computed sentence and the paper's counterpart."""
-    said = FIGURES[key][1](d, WIDE)[2]
-    both = svg(key, title, d, WIDE, "wide") + svg(key, title, d, NARROW, "narrow")
-    words = f"<p><b>This run</b> {esc(said)}</p><p class='paper'><b>The paper</b> {esc(paper)}</p>"
-    return f"<figure><h3>{esc(title)}</h3>{both}<figcaption>{words}</figcaption></figure>"
+    drawn, said = twice(key, title, d, WIDE)
+    words = f"<p><b>This run</b> {said}</p><p class='paper'><b>The paper</b> {esc(paper)}</p>"
+    return f"<figure><h3>{esc(title)}</h3>{drawn}<figcaption>{words}</figcaption></figure>"
 
 
 def standalone(key: str, title: str, d: dict, style: str) -> str:
     """A figure as a file of its own: on white, with its style and its title in it."""
     body, h, said = FIGURES[key][1](d, WIDE)
-    palette = fig.variables(LIGHT | dict(paper="#ffffff"))
-    style = re.sub(r"var\(--(\w+)\)", lambda m: palette[m[1]], style)
+    style = coloured(style, LIGHT | dict(paper="#ffffff"))
     ground = rect(-24, -48, WIDE + 48, h + 68, "", 'fill="#ffffff"')
     body = ground + label(0, -20, title, "title") + body
     return svg_file((-24, -48, WIDE + 48, h + 68), title, said, style, body)
@@ -483,9 +486,8 @@ def lead(found: dict) -> str:
     for key, title in LEADS.items():
         if d := found.get(FIGURES[key][0]):
             d = d | dict(arms=fig.main_arms(d)) if "arms" in d else d
-            drawn = svg(key, title, d, LEAD, "wide") + svg(key, title, d, NARROW, "narrow")
-            said = FIGURES[key][1](d, LEAD)[2]
-            return f'<figure><p class="title">{title}</p>{drawn}</figure><p>{esc(said)}</p>'
+            drawn, said = twice(key, title, d, LEAD)
+            return f'<figure><p class="title">{title}</p>{drawn}</figure><p>{said}</p>'
     return ""
 
 
@@ -493,7 +495,7 @@ def page(found: dict, missing: dict[str, str]) -> tuple[str, dict[str, str]]:
     """page.html with its slots filled, and the figures as files, name -> SVG."""
     template, judged = PAGE.read_text(), {name: judge(name, found) for name in CLAIMS}
     style = re.search(r'<style id="figures">(.*?)</style>', template, re.DOTALL)[1]
-    pairs = [(kind, i) for kind in ("rect.e", "circle.u", "circle.d") for i in range(LEVELS)]
+    pairs = [(kind, i) for kind in ("rect.e", ".world.u", ".world.d") for i in range(LEVELS)]
     rects = "".join(f"{kind}{i}{{fill:var(--{kind[-1]}{i})}}" for kind, i in pairs)
     style += rects
     light, dark = (
@@ -555,20 +557,13 @@ def nothing_in(d: Any, lists: str) -> str:
     """The first of the lists, "base.highest base.lowest", that is empty, or ""."""
     if isinstance(d, list):
         return "" if d else "the list"
-    for path in lists.split():
-        value = d
-        for part in path.split("."):
-            value = value[part]
-        if not value:
-            return path
-    return ""
+    return next((path for path in lists.split() if not reduce(getitem, path.split("."), d)), "")
 
 
 def read_data(folder: Path) -> tuple[dict, dict[str, str]]:
     """RUN/data/*.json: the sections that can be drawn, and why the others cannot.  UserError where
     there are none, or one is damaged."""
-    data = folder / "data"
-    if not (data.exists() and any(p.suffix == ".json" for p in data.iterdir())):
+    if not any((folder / "data").glob("*.json")):
         raise UserError(f"{folder / 'data'} has no findings: python -m study {folder} makes them")
     found, missing = {}, {}
     for key, (how, lists) in SECTIONS.items():
@@ -593,7 +588,6 @@ def read_data(folder: Path) -> tuple[dict, dict[str, str]]:
 def write(folder: Path) -> Path:
     """Draw folder/data/*.json as folder/report.html, whose path is returned, and as
     folder/figures/*.svg.  UserError where the data is damaged; then nothing is written."""
-    folder = Path(folder)
     found, missing = read_data(folder)
     try:
         text, files = page(found, missing)
@@ -606,17 +600,13 @@ def write(folder: Path) -> Path:
     return folder / "report.html"
 
 
-def start(argv: list[str]) -> int:
+def main(argv: list[str]) -> int:
+    """The command line."""
     if len(argv) != 1 or argv[0].startswith("-"):
         raise UserError("usage: python -m study.report RUN")
     print(write(Path(argv[0])))
     return 0
 
 
-def main(argv: list[str]) -> int:
-    """The command line: 0, or 2 after one line about a mistake."""
-    return command("-m study.report", start, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command("-m study.report", main, sys.argv[1:]))

@@ -37,16 +37,14 @@ def pooled(arms: list[Sequence[float]]) -> tuple[float, int]:
     return (math.sqrt(squares / df), df) if df else (math.nan, 0)
 
 
-def difference(
-    arm: Sequence[float], other: Sequence[float], sd: float, df: int, margin: float = MARGIN
-) -> dict:
+def difference(arm: Sequence[float], other: Sequence[float], sd: float, df: int) -> dict:
     """The values of two arms' runs -> their means' difference, its 95% interval and, from three
     runs of each on, the word for it."""
     d = float(np.mean(arm) - np.mean(other))
     half = student(df) * sd * math.sqrt(1 / len(arm) + 1 / len(other)) if df else math.nan
     if min(len(arm), len(other)) < 3:
         word = "too few runs"
-    elif abs(d) + half < margin:
+    elif abs(d) + half < MARGIN:
         word = "equal"
     else:
         word = "undecided" if abs(d) <= half else "above" if d > 0 else "below"

@@ -107,17 +107,14 @@ def test_the_record_is_that_of_the_runs(compared):
     one = json.loads((folder / NAMES[0] / "summary.json").read_text())
     assert record["base"]["accuracy"] == one["test_accuracy_base"]
     assert record["n_problems"] == len(countdown_of(config(*SMALL)).splits()["test"])
-    assert record["k"] == 2 and [arm["flags"] for arm in record["arms"]] == [
-        "",
-        "optimizer=sgd lr=0.5",
-    ]
+    flags = [arm["flags"] for arm in record["arms"]]
+    assert record["k"] == 2 and flags == ["", "optimizer=sgd lr=0.5"]
     for i, arm in enumerate(record["arms"]):
         both = [folder / NAMES[i], folder / NAMES[i + 2]]
         lines = [[json.loads(x) for x in open(f / "metrics.jsonl")] for f in both]
         summaries = [json.loads((f / "summary.json").read_text()) for f in both]
-        assert (
-            arm["seed"] == [5, 6] and arm["base_seed"] == [0, 0] and "difference" not in arm
-        )  # no arm "all"
+        assert arm["seed"] == [5, 6] and arm["base_seed"] == [0, 0]
+        assert "difference" not in arm  # no arm "all"
         assert arm["test"]["per_seed"] == [s["test_accuracy"] for s in summaries]
         for key in ("length", "truncated", "arithmetic"):
             assert arm["test"][key] == pytest.approx((summaries[0][key] + summaries[1][key]) / 2)
@@ -135,9 +132,8 @@ def test_ctrl_c_saves_every_child_and_says_how_to_go_on(compared, tmp_path):
     (tmp_path / "runs").symlink_to(compared[0] / "runs")
     line = [sys.executable, ROOT / "fork_gpt.py", "--arms", "all,top", "--seeds=1", "--jobs=2"]
     line += [*SMALL, "--steps", "900", "--save-every", "800", "--out", "cmp"]
-    p = subprocess.Popen(
-        line, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    to = dict(cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    p = subprocess.Popen(line, **to)
     logs = [tmp_path / f"cmp/{arm}-base0-seed5/metrics.jsonl" for arm in ("all", "top")]
     while not all(log.exists() and log.read_text().count("\n") >= 2 for log in logs):
         assert p.poll() is None, p.stderr.read()
@@ -173,10 +169,8 @@ def test_the_lock_lasts_as_long_as_any_child(tmp_path, monkeypatch):
 
 
 def test_arms_become_command_lines():
-    out, jobs, runs = planned(
-        "--arms=top,top\trho=0.1,bottom optimizer=sgd\nlr=5",
-        *"--steps 9 --seeds 2 --jobs 3 --seed 7 --lr 1e-3".split(),
-    )
+    names = "--arms=top,top\trho=0.1,bottom optimizer=sgd\nlr=5"
+    out, jobs, runs = planned(names, *"--steps 9 --seeds 2 --jobs 3 --seed 7 --lr 1e-3".split())
     assert jobs == 3 and [r.config.seed for r in runs] == [7, 7, 7, 8, 8, 8]
     assert [r.arm for r in runs[:3]] == ["top", "top rho=0.1", "bottom optimizer=sgd lr=5"]
     first, second, third = (r.config for r in runs[:3])
@@ -216,10 +210,8 @@ WRONG = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("line, words", WRONG, ids=[line for line, _ in WRONG])
-def test_a_wrong_command_is_one_line_before_anything_runs(
-    line, words, tmp_path, monkeypatch, capsys
-):
+@pytest.mark.parametrize("line, words", WRONG)
+def test_a_wrong_command_is_one_line_and_runs_nothing(line, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pretrain, "base_model", None)  # nothing may run
     argv = [a.replace("_", " ") for a in line.split()]
@@ -244,10 +236,9 @@ def test_a_folder_of_another_comparison_is_refused(tmp_path):
 
 def test_a_curve_against_a_slow_one():
     x = torch.rand(3, 5, 2, generator=seeded(), dtype=torch.float64)
-    logs = [
-        [dict(step=i + 1, accuracy=a.item(), cpu_seconds=s.item()) for i, (a, s) in enumerate(log)]
-        for log in x
-    ]
+    keys = ("accuracy", "cpu_seconds")
+    logs = [[dict(zip(keys, row, strict=True)) for row in run] for run in x.tolist()]
+    logs = [[line | dict(step=i) for i, line in enumerate(run, 1)] for run in logs]
     found = arms.curve(logs)
     assert found["step"] == [1, 2, 3, 4, 5]
     for i in range(5):
@@ -266,12 +257,9 @@ def summary(accuracy: float, interval=(0.4, 0.6)) -> dict:
 def test_results_by_hand():
     found = arms.results([summary(0.5), summary(0.7), summary(0.6)], 12.0, 0.1, 4)
     half = 2.77645 * 0.1 / math.sqrt(3)
-    assert found == dict(
-        accuracy=pytest.approx(0.6), low=pytest.approx(0.6 - half, abs=1e-5),
-        high=pytest.approx(0.6 + half, abs=1e-5), per_seed=[0.5, 0.7, 0.6],
-        arithmetic=pytest.approx(0.3), length=pytest.approx(60), truncated=pytest.approx(0.1),
-        cpu_seconds=12.0,
-    )  # fmt: skip
+    means = dict(accuracy=0.6, low=0.6 - half, high=0.6 + half, arithmetic=0.3, length=60)
+    means |= dict(truncated=0.1, cpu_seconds=12.0)
+    assert found.pop("per_seed") == [0.5, 0.7, 0.6] and found == pytest.approx(means, abs=1e-5)
     alone = arms.results([summary(0.5)], 1.0, math.nan, 0)
     assert (alone["low"], alone["high"]) == (0.4, 0.6)  # over problems: one run has no spread
     assert arms.results([summary(0.5) | dict(arithmetic=None)], 1.0, 0.1, 0)["arithmetic"] is None
@@ -281,24 +269,18 @@ def test_results_by_hand():
 
 def test_table_puts_the_paper_beside_only_its_own_arms():
     test = arms.results([summary(0.5), summary(0.7)], 12.0, 0.6, 1)
-    arm = dict(rho=0.2, flags="", test=test)
     difference = dict(mean=-0.01, low=-0.1, high=0.08, verdict="undecided")
     alone = dict(mean=-0.01, low=None, high=None, verdict="too few runs")
-    rows = [
-        arm | dict(name="all", keep="all"),
-        arm | dict(name="top", keep="top", difference=difference),
-        arm | dict(name="top rho=0.1", keep="top", rho=0.1),
-        arm | dict(name="top lr=1", keep="top", flags="lr=1"),
-        arm | dict(name="random", keep="random", difference=alone),
-    ]
+    rows = [dict(name="all"), dict(name="top", difference=difference)]
+    rows += [dict(name="top rho=0.1", rho=0.1), dict(name="top lr=1", flags="lr=1")]
+    rows += [dict(name="random", difference=alone)]
+    rows = [dict(keep=r["name"].split()[0], rho=0.2, flags="", test=test) | r for r in rows]
     base = dict(accuracy=0.4, per_base=[0.39, 0.41], interval=None)
     text = arms.comparison_table(dict(base=base, n_problems=381, k=4, arms=rows))
     assert text.startswith("Base model 0.390 0.410; 381 test problems, 4 samples each.\n")
     cells = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()[2:9]]
     assert cells[2][0] == "all" and cells[2][-1] == "53.71 / 61.40 / 66.59" and cells[2][3] == ""
-    row = (
-        "top|0.600 [0.000, 1.000]|0.500 0.700|-0.010 [-0.100, +0.080]|undecided|60.0|0.100|0.300|12"
-    )
-    assert cells[3] == [*row.split("|"), "54.23 / 64.39 / 70.69"]
+    row = "top|0.600 [0.000, 1.000]|0.500 0.700|-0.010 [-0.100, +0.080]|undecided"
+    assert cells[3] == [*f"{row}|60.0|0.100|0.300|12".split("|"), "54.23 / 64.39 / 70.69"]
     assert [row[-1] for row in cells[4:]] == ["none"] * 3 and cells[6][3] == "-0.010"
     assert len({len(line) for line in text.splitlines()[2:9]}) == 1

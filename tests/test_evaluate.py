@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from operator import eq
 from pathlib import Path
 
 import pytest
@@ -32,26 +33,22 @@ WORLD = Countdown()
 # ---------------------------------------------------------------------- the estimators
 
 
-@pytest.mark.parametrize("n", range(1, 8))
-def test_pass_at_is_the_share_of_subsets_with_a_right_response(n):
-    for c, j in itertools.product(range(n + 1), range(1, n + 1)):
-        subsets = list(itertools.combinations(range(n), j))
-        share = sum(min(s) < c for s in subsets) / len(subsets)  # responses 0..c-1 are right
-        assert pass_at(n, c, j) == pytest.approx(share, abs=1e-15), (n, c, j)
+def test_pass_at_is_the_share_of_subsets_with_a_right_response():
+    for n in range(1, 8):
+        for c, j in itertools.product(range(n + 1), range(1, n + 1)):
+            subsets = list(itertools.combinations(range(n), j))
+            share = sum(min(s) < c for s in subsets) / len(subsets)  # responses 0..c-1 are right
+            assert pass_at(n, c, j) == pytest.approx(share, abs=1e-15), (n, c, j)
 
 
 def test_pass_at_for_1024_responses():
     """In floats C(1024, 512) is near 1e307 and its neighbours overflow: nan instead of a chance."""
     n = 1024
-    for j in (1, 2, 512, 1023, 1024):
-        assert pass_at(n, 0, j) == 0 and pass_at(n, n, j) == 1
-        assert pass_at(n, 1, j) == j / n  # the one right response is among the j
-        assert pass_at(n, n - j + 1, j) == 1 and pass_at(n, n - j, j) <= 1
-        for c in (2, 100, 900):
-            wrong = Fraction(1)
-            for i in range(j):
-                wrong *= Fraction(max(n - c - i, 0), n - i)
-            assert pass_at(n, c, j) == float(1 - wrong)
+    for j, c in itertools.product((1, 2, 512, 1023, 1024), (0, 1, 2, 100, 900, n)):
+        wrong = Fraction(1)
+        for i in range(j):
+            wrong *= Fraction(max(n - c - i, 0), n - i)
+        assert pass_at(n, c, j) == float(1 - wrong)
     assert all(pass_at(n, c, 1) == c / n for c in range(n + 1))  # pass@1 is avg@k
 
 
@@ -82,23 +79,9 @@ def test_score_of_one_problem():
         record("", "c", 0.0, 6, False),
     ]
     found = score(records, WORLD)
-    pass_2 = 1 - (4 / 6) * (3 / 5)
-    assert (
-        list(found) == "avg@6 maj@6 pass@1 pass@2 pass@4 pass@6 length truncated arithmetic".split()
-    )
-    assert found == pytest.approx(
-        {
-            "avg@6": 2 / 6,
-            "maj@6": 1.0,
-            "pass@1": 2 / 6,
-            "pass@2": pass_2,
-            "pass@4": 1 - 1 / 15,
-            "pass@6": 1.0,
-            "length": 6.0,
-            "truncated": 0.5,
-            "arithmetic": 3 / 4,
-        }
-    )
+    names = "avg@6 maj@6 pass@1 pass@2 pass@4 pass@6 length truncated arithmetic".split()
+    values = [2 / 6, 1, 2 / 6, 1 - (4 / 6) * (3 / 5), 1 - 1 / 15, 1, 6, 0.5, 3 / 4]
+    assert list(found) == names and list(found.values()) == pytest.approx(values)
     assert score(records[2:3], WORLD)["arithmetic"] is None  # no statement: not 0
     assert score(records, Letters())["arithmetic"] is None  # nor where all is prose
 
@@ -114,15 +97,10 @@ def test_summary_of_a_set():
 
 
 def test_table():
+    length = dict(mean=12345.67, interval=(9000, 15000))
+    aime = {"avg@4": dict(mean=0.25, interval=(0.125, 0.3754)), "length": length}
     sets = {
-        "aime": {
-            "problems": 30,
-            "too long": 2,
-            "metrics": {
-                "avg@4": dict(mean=0.25, interval=(0.125, 0.3754)),
-                "length": dict(mean=12345.67, interval=(9000, 15000)),
-            },
-        },
+        "aime": {"problems": 30, "too long": 2, "metrics": aime},
         "none": {"problems": 0, "too long": 1, "metrics": {}},
         "average": {"metrics": {"avg@4": dict(mean=1 / 3, interval=None)}},
     }
@@ -158,8 +136,7 @@ class Letters:
     def encode(self, p: Puzzle) -> list[int]:
         return self.tokenizer().encode(p.question)
 
-    def same(self, a: str, b: str) -> bool:
-        return a == b
+    same = staticmethod(eq)
 
     def name(self, p: Puzzle) -> str:
         return "name of " + p.question
@@ -181,11 +158,11 @@ class Letters:
 
 
 PUZZLES = {
-    "one.jsonl": [Puzzle(f"use {i} 7", str(i % 3)) for i in range(7)]
-    + [Puzzle("use " * 40, "0"), Puzzle("use 9", "1")],
+    "one.jsonl": [Puzzle(f"use {i} 7", str(i % 3)) for i in range(7)],
     "dir/two.jsonl": [Puzzle("goal 8 ;", "2")],
     "none.jsonl": [Puzzle("goal " * 30, "2")],
 }
+PUZZLES["one.jsonl"] += [Puzzle("use " * 40, "0"), Puzzle("use 9", "1")]
 DATA = ["--data", ",".join(PUZZLES)]
 QUICK = "--model model --k 4 --rows 9 --max-new 7 --max-prompt 20 --seed 3".split()
 
@@ -225,64 +202,51 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in open(path)]
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
 def test_what_an_evaluation_leaves(maths, capsys):
-    assert fork_gpt.main(["--eval", *QUICK, *DATA]) == 0
-    out = capsys.readouterr().out
-    folder = maths / "runs/eval-model-one-two-none-k4"
-    assert str(folder.relative_to(maths)) in out
-    results = json.loads((folder / "results.json").read_text())
-    fitting = [p for p in PUZZLES["one.jsonl"] if len(p.question) < 40]
-    world, seen = Letters(), {}
+    assert run([*QUICK, *DATA]) == 0
+    out, folder = capsys.readouterr().out, Path("runs/eval-model-one-two-none-k4")
+    assert str(folder) in out
+    sets = json.loads((folder / "results.json").read_text())["sets"]
+    world, fitting = Letters(), [p for p in PUZZLES["one.jsonl"] if len(p.question) < 40]
+    texts, averages = [], []
     for name, problems in (("one", fitting), ("two", PUZZLES["dir/two.jsonl"]), ("none", [])):
-        records = lines(folder / f"{name}.jsonl")
-        assert [(r["problem"], r["sample"]) for r in records] == [
-            (i, s) for i in range(len(problems)) for s in range(4)
-        ]
+        records, found = lines(folder / f"{name}.jsonl"), sets[name]["metrics"]
+        places = [(i, s) for i in range(len(problems)) for s in range(4)]
+        assert [(r["problem"], r["sample"]) for r in records] == places
         for r in records:
-            p = problems[r["problem"]]
+            p, text = problems[r["problem"]], r["text"]
             assert (r["name"], r["question"], r["gold"]) == (world.name(p), p.question, p.answer)
-            assert r["answer"] == world.answer(p, r["text"])
-            assert r["grade"] == world.reward(p, r["text"])
-            ended = r["text"].endswith(" .") or r["text"] == "."
-            assert 1 <= r["tokens"] <= 7 and r["finished"] == ended and ended | (r["tokens"] == 7)
-        grades = [[r["grade"] for r in records if r["problem"] == i] for i in range(len(problems))]
-        found = results["sets"][name]
-        assert found["problems"] == len(problems)
-        if problems:
-            means = [sum(g) / 4 for g in grades]
-            seen[name] = sum(means) / len(means)
-            assert found["metrics"]["avg@4"]["mean"] == pytest.approx(seen[name])
-            solved = sum(any(g) for g in grades) / len(grades)
-            assert found["metrics"]["pass@4"]["mean"] == pytest.approx(solved)
-            mean = sum(r["tokens"] for r in records) / len(records)
-            assert found["metrics"]["length"]["mean"] == pytest.approx(mean)
-            cut = sum(not r["finished"] for r in records) / len(records)
-            assert found["metrics"]["truncated"]["mean"] == pytest.approx(cut)
-    texts = [r["text"] for r in lines(folder / "one.jsonl")]
-    assert len(set(texts)) > 28, "responses repeat: the batches or groups share their randomness"
-    assert 0 < seen["one"] < 1, "a weak test: all responses have one grade"
-    assert [s.get("too long") for s in results["sets"].values()] == [1, 0, 1, None]
-    means = [sum(r["grade"] for r in records) / 4 for records in batched(folder / "one.jsonl", 4)]
-    wanted = list(interval(means, range(len(means))))  # of problems, not of responses
-    assert results["sets"]["one"]["metrics"]["avg@4"]["interval"] == wanted
-    assert results["sets"]["two"]["metrics"]["avg@4"]["interval"] is None  # one problem
-    assert results["sets"]["none"]["metrics"] == {}
-    average = results["sets"]["average"]["metrics"]["avg@4"]["mean"]
-    assert average == pytest.approx((seen["one"] + seen["two"]) / 2)  # a set without is left out
+            assert (r["answer"], r["grade"]) == (world.answer(p, text), world.reward(p, text))
+            assert r["finished"] == (text.endswith(" .") or text == ".")
+            assert 1 <= r["tokens"] <= 7 and r["finished"] | (r["tokens"] == 7)
+        assert sets[name]["problems"] == len(problems)
+        texts += [r["text"] for r in records]
+        if not problems:
+            assert found == {}
+            continue
+        grades = [[r["grade"] for r in records[i : i + 4]] for i in range(0, len(records), 4)]
+        means = [sum(g) / 4 for g in grades]
+        want = {"avg@4": sum(means) / len(means), "pass@4": sum(map(any, grades)) / len(grades)}
+        want["length"] = sum(r["tokens"] for r in records) / len(records)
+        want["truncated"] = sum(not r["finished"] for r in records) / len(records)
+        assert {k: found[k]["mean"] for k in want} == pytest.approx(want)
+        of_problems = list(interval(means, range(len(means)))) if len(means) > 1 else None
+        assert found["avg@4"]["interval"] == of_problems  # and not of responses
+        averages.append(want["avg@4"])
+    assert len(set(texts[:32])) > 28, "batches or groups share their randomness"
+    assert 0 < averages[0] < 1, "a weak test: all responses have one grade"
+    assert [s.get("too long") for s in sets.values()] == [1, 0, 1, None]
+    average = sets["average"]["metrics"]["avg@4"]["mean"]
+    assert average == pytest.approx(sum(averages) / 2)  # a set without problems is left out
     page = (folder / "results.md").read_text()
-    assert set_table(results["sets"]) in page and set_table(results["sets"]) in out
+    assert set_table(sets) in page and set_table(sets) in out
     command = "python fork_gpt.py --eval " + " ".join([*QUICK, *DATA])
     for fact in (command, "model: `model`", "seed: `3`", torch.__version__, "hardware"):
         assert fact in page
-
-
-def batched(path: Path, k: int) -> list[list[dict]]:
-    records = lines(path)
-    return [records[i : i + k] for i in range(0, len(records), k)]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
 
 def test_whatever_a_kill_leaves_the_same_command_completes(maths, monkeypatch):
@@ -300,29 +264,21 @@ def test_whatever_a_kill_leaves_the_same_command_completes(maths, monkeypatch):
 
     monkeypatch.setattr(evaluate, "sample_batch", counting)
     batches = [0, 2, 4, 6]
-    for size, kept in (
-        (0, 0),
-        (1, 0),
-        (ends[6], 0),  # one response of the first batch is missing
-        (ends[7] - 1, 0),  # only its last newline
-        (ends[7], 1),
-        (ends[7] + 40, 1),
-        (ends[11], 1),  # a whole problem, but half a batch
-        (ends[15] + 1, 2),
-        (len(data) - 1, 3),
-        (len(data), 4),
-    ):
+    # of the first batch one response is missing, then only its last newline; half of the second
+    sizes = [(0, 0), (1, 0), (ends[6], 0), (ends[7] - 1, 0), (ends[7], 1), (ends[7] + 40, 1)]
+    sizes += [(ends[11], 1), (ends[15] + 1, 2), (len(data) - 1, 3), (len(data), 4)]
+    for size, kept in sizes:
         Path("out/one.jsonl").write_bytes(data[:size])
         Path("out/results.json").unlink()
         firsts.clear()
         assert run(argv) == 0
         assert firsts == [("one", first) for first in batches[kept:]], size
         assert contents(Path("out")) == whole, size
-    Path("out/one.jsonl").write_bytes(data[: ends[8]] + data[ends[9] :])  # a line is missing
-    assert run(argv) == 0
-    assert contents(Path("out")) == whole
+    odd = [data[ends[9] :]]  # a line is missing, or is another
     for hole in (b"\0" * 30, b"[1, 2]\n" * 4, data[: ends[0]], b'{"problem": 2, "sample": 1}\n'):
-        Path("out/one.jsonl").write_bytes(data[: ends[8]] + hole + data[ends[8] + len(hole) :])
+        odd.append(hole + data[ends[8] + len(hole) :])
+    for rest in odd:
+        Path("out/one.jsonl").write_bytes(data[: ends[8]] + rest)
         assert run(argv) == 0
         assert contents(Path("out")) == whole
 
@@ -430,15 +386,9 @@ def config(*argv: str) -> fork_gpt.Config:
 
 
 def test_what_a_run_says_is_the_default(tmp_path):
-    (tmp_path / "config.json").write_text(
-        json.dumps(
-            asdict(
-                fork_gpt.Config(
-                    max_new=77, max_value=40, ops="+-", template="chat", dtype="bfloat16", rows=64
-                )
-            )
-        )
-    )
+    trained = dict(max_new=77, max_value=40, ops="+-", template="chat", dtype="bfloat16", rows=64)
+    record = asdict(fork_gpt.Config(**trained))
+    (tmp_path / "config.json").write_text(json.dumps(record))
     c = config("--model", str(tmp_path), "--max-value", "50")
     # as many rows as fit where it is measured, not where it was trained
     assert (c.dtype, c.rows) == ("bfloat16", 0)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.files import UserError
+from infra import files
 from study import figures, report
 
 HOSTILE = ["</script>", '"<b onclick=x>', "&amp;", "\n", "\x1b[31m", "\u202eltr", "\ud800", "'"]
@@ -27,8 +27,7 @@ def example(tokens: int = 160) -> dict:
     bell = [math.exp(-(((x - 0.7) / 0.2) ** 2)) for x in edges[5:50]]
     counts = [54_746, 497, 227, 1, 0] + [int(3 + 4000 * x) for x in bell]
     shape = dict(n_tokens=66_742, dtype="float32", histogram=dict(edges=edges, counts=counts))
-    shape |= dict(p5=1e-4, p25=5e-4, p50=0.0015, p75=0.008, p80=0.0199, p85=0.5, p90=0.73)
-    shape |= {"p95": 1.07, "p99": 1.09, "mean": 0.14, "below_0.01": 0.7675, "top20_share": 0.9876}
+    shape |= {"p80": 0.0199, "p99": 1.09, "mean": 0.14, "below_0.01": 0.7675, "top20_share": 0.9876}
     base = shape | dict(accuracy=0.402, interval=[0.371, 0.432], arithmetic=0.985)
     base |= dict(length=43.8, truncated=0.017)
     final = shape | dict(accuracy=0.749, interval=[0.713, 0.781], arithmetic=0.977)
@@ -38,7 +37,6 @@ def example(tokens: int = 160) -> dict:
     words |= {"<b>": 0.33, "\n": 0.002, "&": 0.001, "wait": 0.5, "\u202eabc": 0.1}
     rows = [dict(token=t, entropy=h, count=100 + i) for i, (t, h) in enumerate(words.items())]
     rows.sort(key=lambda r: -r["entropy"])
-    low = rows[::-1]
     later = [r | dict(entropy=0.6 * r["entropy"]) for r in rows]
 
     def trace(right: bool) -> dict:
@@ -62,14 +60,12 @@ def example(tokens: int = 160) -> dict:
         found = dict(deciles=rows, kinds=kinds, words=kinds, cumulative=share, K=16)
         return found | dict(top20=[top, 0.9, 1.1], percent_for_90=18, n_responses=120)
 
-    steps = list(range(1, 61))
+    steps, kept, grid = [*range(1, 61)], [*range(0, 61, 10)], [0, 0.05, 0.3, 0.6, 1, 2, 3, 5]
     grow = [0.4 + 0.35 * (1 - math.exp(-i / 18)) for i in steps]
-    kept = list(range(0, 61, 10))
-    grid = [0, 0.05, 0.3, 0.6, 1, 2, 3, 5]
 
-    def point(t: float, accuracy: float) -> dict:
-        out = dict(t=t, accuracy=accuracy, low=max(0, accuracy - 0.04))
-        return out | dict(high=accuracy + 0.04, length=60, truncated=0.1)
+    def points(accuracy) -> list[dict]:
+        at = [(t, accuracy(t)) for t in grid]
+        return [dict(t=t, accuracy=a, low=max(0, a - 0.04), high=a + 0.04) for t, a in at]
 
     def an_arm(keep: str, end: float, rho: float = 0.2, flags: str = "") -> dict:
         up = [0.4 + (end - 0.4) * (1 - math.exp(-i / 18)) for i in steps]
@@ -77,13 +73,12 @@ def example(tokens: int = 160) -> dict:
         curve |= dict(accuracy=up, runs=[[v + d for v in up] for d in (-0.03, 0, 0.03)])
         test = dict(accuracy=end, low=end - 0.03, high=end + 0.03, arithmetic=0.98, length=60)
         test |= dict(per_seed=[end - 0.01, end, end + 0.01], truncated=0.1, cpu_seconds=102)
-        out = dict(name=f"{keep} {flags}".strip(), keep=keep, rho=rho, flags=flags, seed=[0, 1, 2])
-        return out | dict(curve=curve, test=test)
+        name = f"{keep} {flags}".strip()
+        return dict(name=name, keep=keep, rho=rho, flags=flags, curve=curve, test=test)
 
     arms = [an_arm("top", 0.738), an_arm("all", 0.741, 1.0), an_arm("random", 0.66)]
     arms += [an_arm("bottom", 0.39), an_arm("bottom", 0.41, flags="optimizer=sgd lr=0.05")]
     arms += [an_arm("top", 0.72, 0.1), an_arm("top", 0.74, 0.5)]
-    layers = ["embed_tokens", "layers 0", "layers 1", "layers 2", "norm"]
 
     def cell(share: float, entropy: float, gap: float, verdict: str) -> dict:
         top = dict(mean=gap, low=gap - 0.01, high=gap + 0.01, verdict=verdict)
@@ -102,15 +97,13 @@ def example(tokens: int = 160) -> dict:
             steps=60, n_test=381, k=4, cpu_seconds=213.0,
         ),
         training=dict(
-            step=steps, accuracy=grow, reward=grow, length=[50.0] * 60, truncated=[0.1] * 60,
-            entropy=[0.13] * 60, entropy_kept=[0.67 - 0.005 * i for i in steps],
-            entropy_dropped=[0.002] * 60, tau=[0.015] * 60, grad_norm=[0.6] * 60,
-            kept_fraction=[0.2] * 60, val_step=kept[1:],
+            step=steps, accuracy=grow, entropy_kept=[0.67 - 0.005 * i for i in steps],
+            entropy_dropped=[0.002] * 60, val_step=kept[1:],
             val_accuracy=[grow[i - 1] - 0.02 for i in kept[1:]],
         ),
         distribution=dict(base=base, final=final),
         tokens=dict(
-            floor=66, base=dict(highest=rows, lowest=low),
+            floor=66, base=dict(highest=rows, lowest=rows[::-1]),
             final=dict(highest=later, lowest=later[::-1]),
         ),
         traces=[
@@ -120,12 +113,12 @@ def example(tokens: int = 160) -> dict:
         values=[dict(base=valued(i), final=valued(i)) for i in range(6)],
         learned=dict(bars=[dict(name="base", accuracy=0.4, low=0.3, high=0.5, first=0.2)] * 2),
         two_temperature=dict(
-            threshold=0.0242, threshold_kind="percentile 80", k=4, n_problems=96, model="final",
-            fork=[point(t, 0.75 - 0.05 * max(0, t - 1)) for t in grid],
-            rest=[point(t, 0.74 if t <= 1 else 0.4 / t**2) for t in grid],
+            threshold=0.0242, threshold_kind="percentile 80",
+            fork=points(lambda t: 0.75 - 0.05 * max(0, t - 1)),
+            rest=points(lambda t: 0.74 if t <= 1 else 0.4 / t**2),
             other=dict(
-                threshold=0.3, threshold_kind="0.3 nats", fork=[point(t, 0.75) for t in grid],
-                rest=[point(t, 0.74) for t in grid],
+                threshold=0.3, threshold_kind="0.3 nats", fork=points(lambda t: 0.75),
+                rest=points(lambda t: 0.74),
             ),
         ),
         during=dict(
@@ -138,17 +131,15 @@ def example(tokens: int = 160) -> dict:
             mean=[0.14 - 0.0005 * i for i in kept],
             by_rho=[dict(rho=r, overlap=0.5 + 2 * r) for r in (0.05, 0.1, 0.15, 0.2)],
             bins=[
-                dict(low=i / 20, high=(i + 1) / 20, base=1e-4 * 1.6**i, final=1e-4 * 1.6**i, n=1304,
-                     change=0.0001 * i if i < 16 else -0.05 * (i - 15))
+                dict(base=1e-4 * 1.6**i, n=1304, change=1e-4 * i if i < 16 else 0.05 * (15 - i))
                 for i in range(20)
             ],
         ),
         comparison=dict(
-            base=dict(accuracy=0.402, interval=[0.371, 0.432]), n_problems=381, k=4, arms=arms,
-            sd=0.01, df=14,
+            base=dict(accuracy=0.402, interval=[0.371, 0.432]), arms=arms, sd=0.01, df=14
         ),
         anatomy=dict(models=[dict(
-            n_tokens=30_802, n_groups=90, model="base", largest=10, mean_advantage=-0.36,
+            n_tokens=30_802, model="base", largest=10, mean_advantage=-0.36,
             arms=[
                 dict(name=name, norm=norm, cosine=cosine, split_half=half, robust=0.5, down=0.8)
                 for name, norm, cosine, half in (
@@ -168,7 +159,7 @@ def example(tokens: int = 160) -> dict:
             dtype="bfloat16", unchanged=0.0936, beyond=0.75, decayed=0.4,
             layers=[
                 dict(name=n, unchanged=0.05 * i, beyond=0.1 * i, decayed=0.4, n=29_280)
-                for i, n in enumerate(layers, 1)
+                for i, n in enumerate(("embed_tokens", "layers 0", "layers 1", "norm"), 1)
             ],
         ),
     )  # fmt: skip
@@ -181,24 +172,28 @@ def save(folder: Path, sections: dict) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def data() -> dict:
-    return example()
+def command(argv: list[str]) -> int:
+    return files.command("-m study.report", report.main, argv)
+
+
+DATA = example()
 
 
 @pytest.fixture(scope="module")
-def run(data, tmp_path_factory) -> Path:
-    folder = save(tmp_path_factory.mktemp("run"), data)
-    report.write(folder)
-    return folder
+def run(tmp_path_factory) -> Path:
+    return report.write(save(tmp_path_factory.mktemp("run"), DATA)).parent
 
 
-def drawn(drawing: tuple) -> ET.Element:
-    return ET.fromstring(f"<svg>{drawing[0]}</svg>")
+def drawn(key: str, width: int = 720) -> ET.Element:
+    section, draw = figures.FIGURES[key]
+    return ET.fromstring(f"<svg>{draw(DATA[section], width)[0]}</svg>")
 
 
-def with_class(svg: ET.Element, name: str) -> list[ET.Element]:
-    return [e for e in svg.iter() if name in e.get("class", "").split()]
+def select(svg: ET.Element, style: str) -> list[ET.Element]:
+    """The elements that have all these classes, and none of those with a minus."""
+    want, never = ({x.lstrip("-") for x in style.split() if (x[0] == "-") == y} for y in (0, 1))
+    styles = ((e, {*e.get("class", "").split()}) for e in svg.iter())
+    return [e for e, has in styles if want <= has and not never & has]
 
 
 def number(words: str) -> float:
@@ -207,116 +202,89 @@ def number(words: str) -> float:
     return float(words.rstrip("%k").replace(",", "").replace("−", "-")) * scale
 
 
-def axis(svg: ET.Element, which: str):
+def axis(svg: ET.Element, which: str, log: bool):
     """Pixels to data along x or y, read off the ticks' labels as a person would: the outer two."""
-    marks = [e for e in with_class(svg, "tick") if re.fullmatch(r"[−\d.,]+[%k]?", e.text)]
+    marks = [e for e in select(svg, "tick") if re.fullmatch(r"[−\d.,]+[%k]?", e.text)]
     marks = [e for e in marks if (e.get("text-anchor") == "end") == (which == "y")]
-    shift = -4 if which == "y" else 0
-    pairs = sorted((float(e.get(which)) + shift, number(e.text)) for e in marks)
+    shift, value = -4 if which == "y" else 0, math.log10 if log else float
+    pairs = sorted((float(e.get(which)) + shift, value(number(e.text))) for e in marks)
     (a, va), (b, vb) = pairs[0], pairs[-1]
     return lambda pixel: va + (pixel - a) / (b - a) * (vb - va)
 
 
-def path(e: ET.Element) -> list[tuple[float, float]]:
+def points(e: ET.Element) -> list[tuple[float, float]]:
+    """Of a dot, a bar's two ends, or a line."""
+    if e.tag == "circle":
+        return [(float(e.get("cx")), float(e.get("cy")))]
+    if e.tag == "rect":
+        x, y, height = (float(e.get(k)) for k in ("x", "y", "height"))
+        return [(x, y), (x, y + height)]
     return [tuple(map(float, p.split())) for p in e.get("d")[1:].split("L")]
 
 
+def ends(rows: list[dict]) -> list[float]:
+    return [r[k] for r in rows for k in ("low", "high")]
+
+
+RANDOM = next(a["curve"] for a in DATA["comparison"]["arms"] if a["keep"] == "random")
+
+
 @pytest.mark.parametrize("width", [report.WIDE, report.NARROW])
-def test_histogram_bars_stand_for_their_counts_on_the_log_axis(data, width):
-    d = data["distribution"]
-    bars = with_class(drawn(figures.histogram(d, width)), "bar")
-    counts = [c for c in d["base"]["histogram"]["counts"] if c]
-    assert len(bars) == len(counts) == 49 and 1 in counts  # a single token is seen, none is not
-    unit = float(bars[0].get("height")) / math.log10(2 * counts[0])
-    for bar, n in zip(bars, counts, strict=True):
-        assert float(bar.get("height")) == pytest.approx(unit * math.log10(2 * n), abs=0.02)
-    foot = {round(float(b.get("y")) + float(b.get("height")), 1) for b in bars}
-    assert len(foot) == 1
+@pytest.mark.parametrize("key, style, which, values", [
+    ("histogram", "bar", "y", lambda d: [  # a single token is seen, none is not
+        math.log10(x) for n in d["base"]["histogram"]["counts"] if n for x in (n, 0.5)]),
+    ("training", "line top", "y", lambda d: d["accuracy"]),
+    ("training", "mark all", "x", lambda d: d["val_step"]),
+    ("overlap", "mark all", "x", lambda d: d["steps"]),
+    ("overlap", "mark all", "y", lambda d: d["overlap_base"]),
+    ("overlap", "mark top", "y", lambda d: d["overlap_final"]),
+    ("overlap_rho", "mark all", "y", lambda d: [r["overlap"] for r in d["by_rho"]]),
+    ("two_temperature", "whisker top", "y", lambda d: ends(d["fork"] + d["other"]["fork"])),
+    ("two_temperature", "mark all", "y", lambda d: [
+        r["accuracy"] for r in d["rest"] + d["other"]["rest"]]),
+    ("decomposition", "bar", "y", lambda d: [
+        x for k in ("base", "final") for r in d[k]["deciles"] for x in (r["share"], 0)]),
+    ("decomposition", "whisker", "y", lambda d: ends(d["base"]["deciles"] + d["final"]["deciles"])),
+    ("change", "bar", "y", lambda d: [  # a fall hangs below zero
+        f(r["change"], 0) for r in d["bins"] for f in (max, min)]),
+    ("arms_test", "mark -small", "x", lambda d: [
+        x["accuracy"] for x in (d["base"], *(a["test"] for a in d["arms"]))]),
+    ("arms_test", "small", "x", lambda d: [v for a in d["arms"] for v in a["test"]["per_seed"]]),
+    ("arms_step", "line random", "x", lambda d: RANDOM["step"]),
+    ("arms_step", "line random", "y", lambda d: RANDOM["accuracy"]),
+    ("arms_step", "seed random", "y", lambda d: sum(RANDOM["runs"], [])),
+    ("arms_cpu", "line random", "x", lambda d: RANDOM["cpu_seconds"]),
+    ("sparsity", "mark base", "x", lambda d: [d["decayed"], *(r["decayed"] for r in d["layers"])]),
+])  # fmt: skip
+def test_what_is_drawn_stands_at_its_value(key, style, which, values, width):
+    svg, found = drawn(key, width), []
+    for panel in svg if svg[0].tag == "g" else [svg]:
+        scale = axis(panel, which, log=key == "histogram")
+        found += [scale(p["xy".index(which)]) for e in select(panel, style) for p in points(e)]
+    third_of_a_pixel = abs(scale(0.3) - scale(0))
+    assert found == pytest.approx(values(DATA[figures.FIGURES[key][0]]), abs=third_of_a_pixel)
 
 
-def test_histogram_shades_rise_with_entropy_and_end_at_the_99th_percentile(data):
-    bars = with_class(drawn(figures.histogram(data["distribution"], 720)), "bar")
-    shades = [int(b.get("class").split()[1][1:]) for b in bars]
+def test_histogram_shades_rise_with_entropy_and_end_at_the_99th_percentile():
+    shades = [int(b.get("class").split()[1][1:]) for b in select(drawn("histogram"), "bar")]
     assert shades == sorted(shades) and shades[0] == 0 and shades[-1] == 9
     assert [figures.level(h, 1.0) for h in (0, 0.05, 0.1, 0.95, 1, 7)] == [0, 0, 1, 9, 9, 9]
     assert figures.level(0, 0) == 0
 
 
 @pytest.mark.parametrize("width", [report.WIDE, report.NARROW])
-def test_points_stand_at_their_values(data, width):
-    d = data["during"]
-    svg = drawn(figures.overlaps(d, width))
-    x, y = axis(svg, "x"), axis(svg, "y")
-    marks = [m for m in with_class(svg, "mark") if "all" in m.get("class")]
-    found = [(x(float(m.get("cx"))), y(float(m.get("cy")))) for m in marks]
-    for (a, b), step, share in zip(found, d["steps"], d["overlap_base"], strict=True):
-        assert a == pytest.approx(step, abs=0.05) and b == pytest.approx(share, abs=1e-3)
-
-
-def test_intervals_stand_at_their_ends(data):
-    d = data["two_temperature"]
-    svg = drawn(figures.temperatures(d, 720))
-    y = axis(svg, "y")
-    whiskers = [w for w in with_class(svg, "whisker") if "top" in w.get("class")]
-    for w, r in zip(whiskers, d["fork"] + d["other"]["fork"], strict=True):
-        (_, low), (_, high) = path(w)
-        assert (y(low), y(high)) == pytest.approx((r["low"], r["high"]), abs=2e-3)
-
-
-def test_rows_of_dots_stand_at_their_values_and_seeds_are_small(data):
-    d = data["comparison"]
-    svg = drawn(figures.final_test(d, 720))
-    x = axis(svg, "x")
-    big = [m for m in with_class(svg, "mark") if "small" not in m.get("class")]
-    values = [d["base"]["accuracy"], *(a["test"]["accuracy"] for a in d["arms"])]
-    assert [x(float(m.get("cx"))) for m in big] == pytest.approx(values, abs=2e-3)
-    small = [x(float(m.get("cx"))) for m in with_class(svg, "small")]
-    assert small == pytest.approx([v for a in d["arms"] for v in a["test"]["per_seed"]], abs=2e-3)
-
-
-def test_a_fall_of_entropy_hangs_below_zero(data):
-    d = data["during"]
-    svg = drawn(figures.changes(d, 720))
-    y, zero = axis(svg, "y"), path(with_class(svg, "zero")[0])[0][1]
-    for bar, r in zip(with_class(svg, "bar"), d["bins"], strict=True):
-        top, height = float(bar.get("y")), float(bar.get("height"))
-        assert (top if r["change"] < 0 else top + height) == pytest.approx(zero, abs=0.06)
-        end = top + height if r["change"] < 0 else top
-        assert y(end) == pytest.approx(r["change"], abs=1e-3)
-
-
-def test_curves_and_their_runs_stand_at_their_values(data):
-    d = data["comparison"]
-    svg = drawn(figures.FIGURES["arms_step"][1](d, 720))
-    x, y = axis(svg, "x"), axis(svg, "y")
-    c = figures.arm(d, "random")["curve"]
-    line = [p for p in with_class(svg, "line") if "random" in p.get("class")][0]
-    found = [(x(a), y(b)) for a, b in path(line)]
-    assert [a for a, _ in found] == pytest.approx(c["step"], abs=0.1)
-    assert [b for _, b in found] == pytest.approx(c["accuracy"], abs=1e-3)
-    thin = [path(p) for p in with_class(svg, "seed") if "random" in p.get("class")]
-    for one, values in zip(thin, c["runs"], strict=True):
-        assert [y(b) for _, b in one] == pytest.approx(values, abs=1e-3)
-
-
-def test_the_size_of_a_word_is_linear_in_its_entropy(data):
-    svg = drawn(figures.cloud(data["tokens"], 720))
-    most, least = figures.most_and_least(data["tokens"]["base"])
-    sizes = [float(e.get("style")[10:-2]) for e in with_class(svg, "token")]
+def test_the_size_of_a_word_is_linear_in_its_entropy_and_none_covers_another(width):
+    words = select(drawn("cloud", width), "token")
+    most, least = figures.most_and_least(DATA["tokens"]["base"])
+    assert not {r["token"] for r in most} & {r["token"] for r in least}
+    sizes = [float(e.get("style")[10:-2]) for e in words]
     h = [r["entropy"] for r in most + least]
     assert sizes == pytest.approx([12 + 34 * x / max(h) for x in h], abs=0.06)
-    assert not {r["token"] for r in most} & {r["token"] for r in least}
-
-
-@pytest.mark.parametrize("width", [report.WIDE, report.NARROW])
-def test_no_word_leaves_the_cloud_or_covers_another(data, width):
-    boxes = []
-    for e in with_class(drawn(figures.cloud(data["tokens"], width)), "token"):
-        size, x, y = float(e.get("style")[10:-2]), float(e.get("x")), float(e.get("y"))
-        boxes.append((x, y, x + 0.602 * size * len(e.text)))
-    assert all(-1 <= a and b <= width + 1 for a, _, b in boxes)
-    for (_, y, end), (start, y2, _) in pairwise(boxes):
-        assert y2 > y or start > end
+    starts = [(float(e.get("x")), float(e.get("y"))) for e in words]
+    stops = [x + 0.602 * s * len(e.text) for e, s, (x, _) in zip(words, sizes, starts, strict=True)]
+    assert min(starts)[0] >= -1 and max(stops) <= width + 1
+    for end, (_, y), (x, below) in zip(stops, starts, starts[1:], strict=False):
+        assert below > y or x > end
 
 
 def test_labels_of_lines_keep_apart():
@@ -325,29 +293,27 @@ def test_labels_of_lines_keep_apart():
     assert figures.spread([5.0], 14, 20, 100) == [20]
 
 
-RANGES = [(0, 1), (0.38, 0.77), (-0.21, 0.002), (1e-6, 3e-6), (5, 5), (0, 1360)]
-
-
-@pytest.mark.parametrize("low, high", RANGES)
+@pytest.mark.parametrize("low, high", [
+    (0, 1), (0.38, 0.77), (-0.21, 0.002), (1e-6, 3e-6), (5, 5), (0, 1360)
+])  # fmt: skip
 def test_ticks_are_few_round_and_inside(low, high):
     found = figures.ticks(low, high)
-    assert 1 <= len(found) <= 6 and all(low <= v <= high for v in found)
-    assert low == high or len(found) >= 2
+    assert (1 if low == high else 2) <= len(found) <= 6 and all(low <= v <= high for v in found)
     gaps = {float(f"{b - a:.6g}") for a, b in pairwise(found)}
     assert len(gaps) <= 1 and all(str(f"{g:e}")[0] in "125" for g in gaps)
 
 
-def test_the_sentences_hold_the_numbers(data):
+def test_the_sentences_hold_the_numbers():
     def said(key: str) -> str:
         section, draw = figures.FIGURES[key]
-        return draw(data[section], 720)[2]
+        return draw(DATA[section], 720)[2]
 
     words = said("histogram")
     assert "76.8% of 66,742 tokens are below 0.01 nats" in words and "98.8%" in words
     assert "40.2% [37.1,\u00a043.2] to 74.9%" in said("before_after")
     words = said("arms_cpu")  # `all` needs 1.9 s a step: at 102 s it did 53
     assert words.startswith("Training accuracy after 102 CPU-seconds")
-    assert f"all {100 * data['comparison']['arms'][1]['curve']['accuracy'][52]:.1f}%" in words
+    assert f"all {100 * DATA['comparison']['arms'][1]['curve']['accuracy'][52]:.1f}%" in words
     assert "minus all is −0.3 [−2.1,\u00a0+1.5] points, 3 runs: undecided" in said("arms_test")
     assert "97.7% of the change" in said("change") and "70.0% at 10%" in said("overlap_rho")
     assert "shares 88.0% of its 20%" in said("overlap")
@@ -362,9 +328,9 @@ def test_the_top_fifth_counts_the_border_bin_in_part():
     assert figures.top_fifth(rows) == pytest.approx((4 / 9, -1.0))
 
 
-def verdict(name: str, data: dict, **changed) -> str:
+def verdict(name: str, **changed) -> str:
     key = report.CLAIMS[name][0]
-    return report.judge(name, {key: data[key] | changed})[1]
+    return report.judge(name, {key: DATA[key] | changed})[1]
 
 
 def arms(**ends: float) -> list[dict]:
@@ -372,36 +338,37 @@ def arms(**ends: float) -> list[dict]:
     return [dict(name=k, keep=k, rho=0.2, flags="", test=t) for k, t in tests.items()]
 
 
-@pytest.mark.parametrize("top, other, words", [
+YES, NO, OPEN, NEVER = report.HOLDS, report.FAILS, report.UNCLEAR, report.UNTESTED
+
+
+@pytest.mark.parametrize("top, other, beats, keeps_up", [
     # sd .01 of twelve degrees of freedom: an interval is .0178 to both sides
-    (0.74, 0.70, (report.HOLDS, report.HOLDS)), (0.5, 0.7, (report.FAILS, report.FAILS)),
-    (0.71, 0.70, (report.UNCLEAR, report.UNCLEAR)), (0.702, 0.7, (report.FAILS, report.HOLDS)),
-    (0.0, 0.0, (report.UNTESTED, report.UNTESTED)),  # nothing was right
+    (0.74, 0.70, YES, YES), (0.5, 0.7, NO, NO), (0.71, 0.70, OPEN, OPEN), (0.702, 0.7, NO, YES),
+    (0.0, 0.0, NEVER, NEVER),  # nothing was right
 ])  # fmt: skip
-def test_a_verdict_follows_the_rule_for_arms(data, top, other, words):
-    changed = dict(arms=arms(top=top, all=other), sd=0.01, df=12)
-    assert verdict("top_beats_all", data, **changed) == words[0]
-    assert verdict("top_loses_nothing", data, **changed) == words[1]
-    changed["arms"] = arms(top=top, random=other)
-    assert verdict("top_beats_random", data, **changed) == words[0]
-    changed["arms"] = arms(all=top, bottom=other)
-    assert verdict("bottom_fails", data, **changed) == words[0]
-    changed["arms"][0]["test"]["per_seed"].pop()  # no sentence from two seeds
-    assert verdict("bottom_fails", data, **changed) == report.UNTESTED
+def test_a_verdict_follows_the_rule_for_arms(top, other, beats, keeps_up):
+    pooled = dict(sd=0.01, df=12)
+    pair = arms(top=top, all=other)
+    assert verdict("top_beats_all", arms=pair, **pooled) == beats
+    assert verdict("top_loses_nothing", arms=pair, **pooled) == keeps_up
+    assert verdict("top_beats_random", arms=arms(top=top, random=other), **pooled) == beats
+    pair = arms(all=top, bottom=other)
+    assert verdict("bottom_fails", arms=pair, **pooled) == beats
+    pair[0]["test"]["per_seed"].pop()  # no sentence from two seeds
+    assert verdict("bottom_fails", arms=pair, **pooled) == NEVER
 
 
 @pytest.mark.parametrize("top, other, word", [
-    ((0.71, 0.77), (0.6, 0.7), report.HOLDS), ((0.5, 0.55), (0.6, 0.7), report.FAILS),
-    ((0.6, 0.7), (0.65, 0.75), report.UNCLEAR),
-    ((0.7, 0.8), (0.6, 0.7), report.UNCLEAR),  # they touch: a tie is no difference
-    ((0.0, 0.0), (0.0, 0.0), report.UNTESTED),  # nothing was right
+    ((0.71, 0.77), (0.6, 0.7), YES), ((0.5, 0.55), (0.6, 0.7), NO),
+    ((0.6, 0.7), (0.65, 0.75), OPEN), ((0.0, 0.0), (0.0, 0.0), NEVER),  # nothing was right
+    ((0.7, 0.8), (0.6, 0.7), OPEN),  # they touch: a tie is no difference
 ])  # fmt: skip
-def test_a_verdict_within_a_run_follows_the_intervals(data, top, other, word):
-    d = dict(accuracy=sum(top) / 2, interval=top), dict(accuracy=sum(other) / 2, interval=other)
-    assert verdict("rlvr_helps", dict(distribution=dict(final=d[0], base=d[1]))) == word
+def test_a_verdict_within_a_run_follows_the_intervals(top, other, word):
+    pair = (dict(accuracy=sum(x) / 2, interval=x) for x in (top, other))
+    assert verdict("rlvr_helps", **dict(zip(("final", "base"), pair, strict=True))) == word
 
 
-def test_an_arm_with_other_flags_is_not_the_arm(data):
+def test_an_arm_with_other_flags_is_not_the_arm():
     odd = arms(all=0.15)[0] | dict(flags="normalize=all", name="all normalize=all")
     found = [odd, *arms(top=0.55, all=0.15)]
     assert figures.arm(dict(arms=found), "all") is found[2]
@@ -409,99 +376,82 @@ def test_an_arm_with_other_flags_is_not_the_arm(data):
     assert [figures.title_of(a) for a in found[1:]] == ["top 20%", "all"]
 
 
-def test_verdicts_of_temperatures(data):
+def test_verdicts_of_temperatures():
     ends = {0: 0.6, 1: 0.7, 2: 0.1, 3: 0.8}
     rows = {t: dict(t=t, accuracy=a, low=a - 0.02, high=a + 0.02) for t, a in ends.items()}
-    d = dict(fork=[rows[0], rows[1], rows[3]], rest=[rows[1], rows[2], rows[3]])
-    d |= dict(other=dict(d))
-    assert verdict("warm_forks", data, **d) == report.HOLDS  # 0.8 at T = 3
-    assert verdict("hot_rest", data, **d) == report.HOLDS  # 0.1 at T = 2, the lowest above 1
-    assert verdict("cold_forks", data, **d) == report.HOLDS  # 0.6 against 0.7
-    swapped = dict(fork=d["rest"], rest=d["fork"])  # the thresholds disagree: no verdict
-    assert verdict("cold_forks", data, **d | dict(other=swapped)) == report.UNCLEAR
-    alike = dict(fork=d["rest"], rest=d["rest"])
-    assert verdict("cold_forks", data, **alike, other=alike) == report.UNCLEAR
-    one = dict(fork=[rows[1]], rest=d["rest"])
-    assert verdict("warm_forks", data, **one, other=one) == report.UNTESTED
+    one = dict(fork=[rows[0], rows[1], rows[3]], rest=[rows[1], rows[2], rows[3]])
+    for name in ("warm_forks", "hot_rest", "cold_forks"):
+        assert verdict(name, **one, other=one) == YES
+    swapped = dict(fork=one["rest"], rest=one["fork"])  # the thresholds disagree: no verdict
+    assert verdict("cold_forks", **one, other=swapped) == OPEN
+    alike = dict(fork=one["rest"], rest=one["rest"])
+    assert verdict("cold_forks", **alike, other=alike) == OPEN
+    only = dict(fork=[rows[1]], rest=one["rest"])
+    assert verdict("warm_forks", **only, other=only) == NEVER
 
 
-def rising(*changes: float) -> list[dict]:
+def rising(*changes: float) -> dict:
     """Bins of base entropy 0, 1, 2, ..., one token each, that change so much."""
-    return [dict(base=i, n=1, change=c) for i, c in enumerate(changes)]
+    return dict(bins=[dict(base=i, n=1, change=c) for i, c in enumerate(changes)])
 
 
-def models(*arms: dict) -> dict:
-    """`anatomy` with these masks."""
-    return dict(models=[dict(arms=list(arms))])
+def cosine(cosine: float, norm: float = 1) -> dict:
+    return dict(models=[dict(arms=[dict(name="top 20%", norm=norm, cosine=cosine)])])
 
 
-YES, NO, OPEN, NEVER = report.HOLDS, report.FAILS, report.UNCLEAR, report.UNTESTED
-RULES = [  # claim, what the data is changed to, verdict
-    ("positions_stay", {}, YES),
-    ("tenth_stays", {}, NO),
-    ("positions_stay", dict(by_rho=[dict(rho=0.2, overlap=0.799)]), NO),
-    ("positions_stay", dict(steps=[0]), NEVER),
-    ("change_at_forks", dict(bins=rising(0, 0, 0, 0, 0.1)), YES),
-    ("change_at_forks", dict(bins=rising(1, 1, 1, 1, 1)), NO),
-    ("change_at_forks", dict(bins=rising(0, 0)), NEVER),
-    ("forks_gain", dict(bins=rising(-1, 0, 0, 0, 0.1)), YES),
-    ("forks_gain", dict(bins=rising(1, 1, 1, 1, -0.1)), NO),
-    ("forks_gain", dict(bins=rising(0, 0)), NEVER),
-    ("forks_decide", {}, YES),
-    ("forks_decide", dict.fromkeys(("base", "final"), dict(top20=[0.6, 0.5, 0.7])), OPEN),
-    ("forks_decide", dict.fromkeys(("base", "final"), dict(top20=[0.4, 0.3, 0.49])), NO),
-    ("few_change", dict(beyond=0.94), YES),
-    ("few_change", dict(beyond=0.71), YES),
-    ("few_change", dict(beyond=0.96), NO),
-    ("few_change", dict(beyond=0.69), NO),
-    ("top_is_the_gradient", models(dict(name="top 20%", norm=1, cosine=0.95)), YES),
-    ("top_is_the_gradient", models(dict(name="top 20%", norm=1, cosine=0.94)), NO),
-    ("top_is_the_gradient", models(dict(name="top 20%", norm=0, cosine=0)), NEVER),
-    ("top_is_the_gradient", models(), NEVER),
-    ("fewer_is_too_few", {}, YES),
-    ("fewer_is_too_few", dict(sd=0.02), OPEN),
-    ("fewer_is_too_few", dict(arms=[]), NEVER),
-    ("rho_matters_little", {}, NO),
-    ("rho_matters_little", dict(sd=0.02), OPEN),
-    ("rho_matters_little", dict(arms=[]), NEVER),
-    ("kinds_of_token", {}, YES),
-    ("longer_answers", {}, OPEN),
-    ("plain_is_equal", {}, YES),
-    ("wording_hurts", {}, YES),
-    ("wording_hurts", dict(cells=[]), NEVER),
-    ("recall_predicts", {}, YES),
-    ("recall_predicts", dict(correlation=dict(rank=0.59, left_out={"a": 0.6}, n=9)), NO),
-    ("recall_predicts", dict(correlation=dict(rank=0.7, left_out={"a": 0.49}, n=9)), NO),
-    ("recall_predicts", dict(correlation=dict(rank=None, left_out={}, n=1)), NEVER),
-]
+def held(*top20: float) -> dict:
+    return dict.fromkeys(("base", "final"), dict(top20=top20))
 
 
-@pytest.mark.parametrize("name, changed, word", RULES)
-def test_the_other_verdicts_by_their_rules(data, name, changed, word):
-    assert verdict(name, data, **changed) == word
+def entropies(share: float, held: float, **more) -> dict:
+    more |= {"below_0.01": share, "top20_share": held}
+    return dict(base=DATA["distribution"]["base"] | more)
 
 
-def test_verdicts_of_entropy_length_and_share(data):
-    base = data["distribution"]["base"]
-    for share, held, word in ((0.5, 0.5, YES), (0.49, 0.9, NO), (0.9, 0.49, NO)):
-        changed = base | {"below_0.01": share, "top20_share": held}
-        assert verdict("few_hold_entropy", data, base=changed) == word
-    assert verdict("few_hold_entropy", data, base=base | dict(mean=0)) == NEVER
-    for length, word in ((63.1, YES), (62.9, OPEN), (57.1, OPEN), (56.9, NO)):
-        pair = arms(top=0.7, all=0.7)
-        pair[0]["test"]["length"] = length
-        assert verdict("longer_answers", data, arms=pair) == word
+def ranks(rank: float | None, least: float | None) -> dict:
+    return dict(correlation=dict(rank=rank, left_out={"a": 0.9, "b": least}, n=9))
 
 
-def test_the_page_is_whole_small_and_says_every_verdict(run, data):
+def longer(length: float) -> dict:
+    pair = arms(top=0.7, all=0.7)
+    pair[0]["test"]["length"] = length
+    return dict(arms=pair)
+
+
+@pytest.mark.parametrize("name, cases", [  # what the data is changed to, verdict
+    ("positions_stay", [({}, YES), (dict(by_rho=[dict(rho=0.2, overlap=0.799)]), NO)]),
+    ("positions_stay", [(dict(steps=[0]), NEVER)]), ("tenth_stays", [({}, NO)]),
+    ("change_at_forks", [(rising(0, 0, 0, 0, 0.1), YES), (rising(1, 1, 1, 1, 1), NO)]),
+    ("change_at_forks", [(rising(0, 0), NEVER)]), ("forks_gain", [(rising(0, 0), NEVER)]),
+    ("forks_gain", [(rising(-1, 0, 0, 0, 0.1), YES), (rising(1, 1, 1, 1, -0.1), NO)]),
+    ("forks_decide", [({}, YES), (held(0.6, 0.5, 0.7), OPEN), (held(0.4, 0.3, 0.49), NO)]),
+    ("few_change", [(dict(beyond=x), YES) for x in (0.94, 0.71)]),
+    ("few_change", [(dict(beyond=x), NO) for x in (0.96, 0.69)]),
+    ("top_is_the_gradient", [(cosine(0.95), YES), (cosine(0.94), NO), (cosine(0, 0), NEVER)]),
+    ("top_is_the_gradient", [(dict(models=[dict(arms=[])]), NEVER)]),
+    ("fewer_is_too_few", [({}, YES), (dict(sd=0.02), OPEN), (dict(arms=[]), NEVER)]),
+    ("rho_matters_little", [({}, NO), (dict(sd=0.02), OPEN), (dict(arms=[]), NEVER)]),
+    ("few_hold_entropy", [(entropies(0.5, 0.5), YES), (entropies(0.5, 0.5, mean=0), NEVER)]),
+    ("few_hold_entropy", [(entropies(0.49, 0.9), NO), (entropies(0.9, 0.49), NO)]),
+    ("longer_answers", [({}, OPEN), (longer(63.1), YES), (longer(62.9), OPEN)]),
+    ("longer_answers", [(longer(57.1), OPEN), (longer(56.9), NO)]), ("kinds_of_token", [({}, YES)]),
+    ("plain_is_equal", [({}, YES)]), ("wording_hurts", [({}, YES), (dict(cells=[]), NEVER)]),
+    ("recall_predicts", [({}, YES), (ranks(0.59, 0.6), NO), (ranks(0.7, 0.49), NO)]),
+    ("recall_predicts", [(ranks(None, None), NEVER)]),
+])  # fmt: skip
+def test_the_other_verdicts_by_their_rules(name, cases):
+    assert [verdict(name, **changed) for changed, _ in cases] == [word for _, word in cases]
+
+
+def test_the_page_is_whole_small_and_says_every_verdict(run):
     page = (run / "report.html").read_text()
     assert (run / "report.html").stat().st_size < 2_000_000
     assert "Missing." not in page and not re.search(r"\bnan\b|\bNone\b", page)
     for name in report.CLAIMS:
-        here, word = report.judge(name, data)
+        here, word = report.judge(name, DATA)
         assert f"{report.MARK[word]} {word}</b>" in page and report.esc(here) in page, name
-    files = sorted(p.stem for p in (run / "figures").iterdir())
-    assert files == sorted([*figures.FIGURES, "trace"])
+    drawn = {p.stem for p in (run / "figures").iterdir()}
+    assert drawn == {*figures.FIGURES, "trace"}
     assert not list(run.rglob("*.tmp"))
 
 
@@ -525,15 +475,15 @@ def test_each_figure_alone_is_xml_titled_and_on_its_own_ground(run):
             assert figures.LIGHT["paper"] not in file.read_text()  # nor in halos and hollow dots
 
 
-def test_the_picture_underlines_the_kept_tokens_on_shades_of_their_entropy(run, data):
+def test_the_picture_underlines_the_kept_tokens_on_shades_of_their_entropy(run):
     svg = ET.parse(run / "figures" / "trace.svg").getroot()
     assert svg.get("width") == "720" and "prefers-color-scheme:dark" in svg[2].text
-    told = [t for side in ("base", "final") for t in data["traces"][0][side]["tokens"][:120]]
+    told = [t for side in ("base", "final") for t in DATA["traces"][0][side]["tokens"][:120]]
     words = [e for e in svg.iter() if e.get("textLength")]
     assert [w.text for w in words] == [figures.shown(report.word_of(t)) for t in told]
     lines = {(e.get("x"), float(e.get("y")) - 25) for e in svg.iter() if e.get("class") == "line"}
     grounds = [e for e in svg.iter() if re.fullmatch(r"e\d", e.get("class", "")) and e.get("rx")]
-    top = report.darkest(data["traces"])
+    top = report.darkest(DATA["traces"])
     for t, ground in zip(told, grounds, strict=True):
         assert ground.get("class") == f"e{figures.level(t['h'], top)}"
         assert ((ground.get("x"), float(ground.get("y"))) in lines) == (t["q"] < 0.2)
@@ -541,12 +491,11 @@ def test_the_picture_underlines_the_kept_tokens_on_shades_of_their_entropy(run, 
 
 
 class Tags(HTMLParser):
-    """What a browser would see: tags with attributes, heading levels, text by tag."""
+    """What a browser would see: tags with attributes, and the text of scripts."""
 
     def __init__(self, page: str):
         super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.scripts: list[str] = []
+        self.tags, self.scripts = [], []
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list) -> None:
@@ -607,21 +556,20 @@ def test_every_pair_of_text_and_ground_has_contrast(palette):
         assert min(max(a, b) / min(a, b) for a, b in pairwise(shades)) > 1.03
 
 
-def test_a_missing_section_says_why_and_how(tmp_path, data):
-    rest = {k: v for k, v in data.items() if k != "during"}
+def test_a_missing_section_says_why_and_how(tmp_path):
+    rest = {k: v for k, v in DATA.items() if k != "during"}
     rest |= dict(learned=dict(missing="takes minutes: python -m study X --all"))
-    folder = save(tmp_path, rest)
-    page = report.write(folder).read_text()
+    page = report.write(save(tmp_path, rest)).read_text()
     assert "data/during.json is not there; this makes it: python -m study" in page
     assert "takes minutes: python -m study X --all" in page
     assert page.count("Missing.") == 2
-    assert not (folder / "figures" / "learned.svg").exists()
-    found, _ = report.read_data(folder)
+    assert not (tmp_path / "figures" / "learned.svg").exists()
+    found, _ = report.read_data(tmp_path)
     assert report.judge("positions_stay", found) == ("data/during.json is missing", report.UNTESTED)
 
 
-def test_a_folder_of_arms_alone_is_a_page(tmp_path, data):
-    page = report.write(save(tmp_path, dict(comparison=data["comparison"]))).read_text()
+def test_a_folder_of_arms_alone_is_a_page(tmp_path):
+    page = report.write(save(tmp_path, dict(comparison=DATA["comparison"]))).read_text()
     assert page.count("Missing.") == 13 and "fork_gpt.py --arms" not in page
     assert "random 20%" in page and (tmp_path / "figures" / "arms_cpu.svg").exists()
 
@@ -629,31 +577,30 @@ def test_a_folder_of_arms_alone_is_a_page(tmp_path, data):
 @pytest.mark.parametrize("key, changed", [
     ("training", dict(step=[])), ("tokens", dict(base=dict(highest=[], lowest=[]))),
     ("during", dict(bins=[])), ("comparison", dict(arms=[])), ("anatomy", dict(models=[])),
-    ("two_temperature", dict(fork=[])), ("sparsity", dict(layers=[])),
+    ("two_temperature", dict(fork=[])), ("sparsity", dict(layers=[])), ("traces", []),
 ])  # fmt: skip
-def test_an_empty_list_is_a_missing_section(tmp_path, data, key, changed):
-    page = report.write(save(tmp_path, data | {key: data[key] | changed})).read_text()
+def test_an_empty_list_is_a_missing_section(tmp_path, key, changed):
+    section = DATA[key] | changed if changed else changed
+    page = report.write(save(tmp_path, DATA | {key: section})).read_text()
     assert page.count("Missing.") == 1 and f"of data/{key}.json is empty" in page
 
 
-def test_no_trace_and_traces_without_tokens(tmp_path, data):
-    page = report.write(save(tmp_path, data | dict(traces=[]))).read_text()
-    assert "data/traces.json is empty" in page
+def test_traces_without_tokens(tmp_path):
     nothing = dict(correct=False, finished=True, tokens=[])
     empty = [dict(problem="p", base=nothing, final=nothing)]
-    assert "✗ wrong" in report.write(save(tmp_path, data | dict(traces=empty))).read_text()
+    assert "✗ wrong" in report.write(save(tmp_path, DATA | dict(traces=empty))).read_text()
 
 
-def test_one_token_without_entropy(tmp_path, data):
+def test_one_token_without_entropy(tmp_path):
     only = [dict(token=" .", entropy=0.0, count=300)]
-    zero = {k: 0.0 for k in data["distribution"]["base"] if re.fullmatch(r"p\d+|mean", k)}
-    shape = data["distribution"]["base"] | zero | {"top20_share": 0.0, "below_0.01": 1.0}
+    zero = dict.fromkeys(("p80", "p99", "mean", "top20_share"), 0.0) | {"below_0.01": 1.0}
+    shape = DATA["distribution"]["base"] | zero
     shape |= dict(histogram=dict(edges=[0.0, 0.0], counts=[300]), n_tokens=300)
     tokens = dict(floor=100, base=dict(highest=only, lowest=only))
     tokens |= dict(final=dict(highest=[], lowest=[]))
     point = dict(t=" .", h=0.0, q=0.0, p=1.0, alt=[[" .", 1.0]])
     one = dict(correct=True, finished=True, tokens=[point])
-    sections = data | dict(distribution=dict(base=shape, final=shape), tokens=tokens)
+    sections = DATA | dict(distribution=dict(base=shape, final=shape), tokens=tokens)
     sections |= dict(traces=[dict(problem="p", base=one, final=one)], values=[])
     page = report.write(save(tmp_path, sections)).read_text()
     assert not re.search(r"\bnan\b|\binf\b", page)
@@ -661,46 +608,45 @@ def test_one_token_without_entropy(tmp_path, data):
         assert report.judge(name, sections)[1] == report.UNTESTED
 
 
-def test_zero_correct_an_interrupted_run_and_one_step(tmp_path, data):
+def test_zero_correct_an_interrupted_run_and_one_step(tmp_path):
     zero = dict(accuracy=0.0, interval=[0.0, 0.0])
-    d = {k: data["distribution"][k] | zero for k in ("base", "final")}
+    d = {k: DATA["distribution"][k] | zero for k in ("base", "final")}
     points = [dict(t=t, accuracy=0, low=0, high=0, length=1, truncated=0) for t in (0, 1, 2)]
-    warm = data["two_temperature"] | dict(fork=points, rest=points)
+    warm = DATA["two_temperature"] | dict(fork=points, rest=points)
     warm |= dict(other=dict(warm))
-    sections = data | dict(distribution=d, two_temperature=warm)
-    sections |= dict(training={k: v[:1] for k, v in data["training"].items()})
+    sections = DATA | dict(distribution=d, two_temperature=warm)
+    sections |= dict(training={k: v[:1] for k, v in DATA["training"].items()})
     assert "0.0%" in report.write(save(tmp_path, sections)).read_text()
     for name in ("rlvr_helps", "warm_forks", "hot_rest", "cold_forks"):
         assert report.judge(name, sections)[1] == report.UNTESTED
 
 
 @pytest.mark.parametrize("bad", ["NaN", "-Infinity", "1e999", '"broken', "[3", "[" * 10**5])
-def test_damaged_data_is_one_line_and_writes_nothing(tmp_path, data, bad):
-    folder = save(tmp_path, data)
-    whole = json.dumps(data["decomposition"])
+def test_damaged_data_is_one_line_and_writes_nothing(tmp_path, bad):
+    folder = save(tmp_path, DATA)
+    whole = json.dumps(DATA["decomposition"])
     (folder / "data" / "decomposition.json").write_text(whole.replace('"K": 16', f'"K": {bad}'))
-    with pytest.raises(
-        UserError, match=r"decomposition\.json: .*; this makes it again: python -m study"
-    ):
+    said = r"decomposition\.json: .*; this makes it again: python -m study"
+    with pytest.raises(files.UserError, match=said):
         report.write(folder)
     assert not (folder / "report.html").exists() and not (folder / "figures").exists()
 
 
-def test_data_of_another_shape_is_one_line_and_keeps_the_old_page(tmp_path, data, capsys):
-    folder = save(tmp_path, data)
+def test_data_of_another_shape_is_one_line_and_keeps_the_old_page(tmp_path, capsys):
+    folder = save(tmp_path, DATA)
     old = report.write(folder).read_text()
     save(folder, dict(sparsity=dict(layers=[dict(name="x")])))
-    assert report.main([str(folder)]) == 2
+    assert command([str(folder)]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "not what this version of the study writes" in err
     assert (folder / "report.html").read_text() == old
 
 
-def test_the_command_line(tmp_path, data, capsys):
-    assert report.main([str(tmp_path)]) == 2
+def test_the_command_line(tmp_path, capsys):
+    assert command([str(tmp_path)]) == 2
     assert "has no findings: python -m study" in capsys.readouterr().err
-    assert report.main([]) == 2 and "usage" in capsys.readouterr().err
-    assert report.main([str(save(tmp_path, dict(run=data["run"])))]) == 0
+    assert command([]) == 2 and "usage" in capsys.readouterr().err
+    assert command([str(save(tmp_path, dict(run=DATA["run"])))]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
 
 
@@ -749,7 +695,6 @@ def test_a_browser_shows_it_without_scrolling_sideways(chromium, run, width, sch
     assert len(sizes) == len(figures.FIGURES) + 1  # one of the two widths of each, and the lead
     assert min(sizes) * 12 >= 11  # px of the smallest label
     assert said == []
-    page.close()
 
 
 def test_labels_of_figures_stay_on_the_phone(chromium, run):
@@ -769,19 +714,18 @@ def test_labels_of_figures_stay_on_the_phone(chromium, run):
     token.evaluate("x => { x.blur(); x.scrollIntoView({block: 'end'}); }")
     token.click()
     assert tip.bounding_box()["y"] == 10
-    page.close()
 
 
-def test_hover_tap_and_keyboard_show_the_alternatives(chromium, run, data):
+def test_hover_tap_and_keyboard_show_the_alternatives(chromium, run):
     page, said = opened(chromium, run)
-    trace = data["traces"][0]["base"]["tokens"]
+    trace = DATA["traces"][0]["base"]["tokens"]
     tokens = page.locator('#traces .trace[data-trace="0base"] i')
     assert tokens.count() == len(trace) and not page.locator("#tip").is_visible()
     tokens.nth(5).hover()
     words = page.inner_text("#tip")
     assert f"entropy {trace[5]['h']:.3f} nats, probability 50.0%" in words
     assert len(page.query_selector_all("#tip div")) == 6  # a head, the five likeliest
-    v = data["values"][0]["base"]["v"]
+    v = DATA["values"][0]["base"]["v"]
     assert f"P(right) {100 * v[5]:.1f}% before, {100 * v[6]:.1f}% after" in words
     for word, _ in trace[5]["alt"]:
         assert figures.shown(word).strip() in words
@@ -802,17 +746,16 @@ def test_hover_tap_and_keyboard_show_the_alternatives(chromium, run, data):
     page.locator("#during svg.wide").first.focus()  # a chart's points speak, too
     for key, step in (("ArrowRight", 0), ("ArrowRight", 10), ("ArrowLeft", 0)):
         page.keyboard.press(key)
-        share = data["during"]["overlap_base"][step // 10]
+        share = DATA["during"]["overlap_base"][step // 10]
         words = f"with base: {figures.num(share)} at {step}"
         assert page.inner_text("#tip") == words
     tokens.nth(8).click()
     assert f"entropy {trace[8]['h']:.3f} nats" in page.inner_text("#tip") and said == []
-    page.close()
 
 
-def test_the_slider_fades_what_is_not_kept_and_the_shades_change(chromium, run, data):
+def test_the_slider_fades_what_is_not_kept_and_the_shades_change(chromium, run):
     page, said = opened(chromium, run)
-    tokens = [t for x in data["traces"] for s in ("base", "final") for t in x[s]["tokens"]]
+    tokens = [t for x in DATA["traces"] for s in ("base", "final") for t in x[s]["tokens"]]
     kept, out = (page.locator(f"#traces .trace i.{name}") for name in ("kept", "out"))
     for percent in (20, 50, 100):
         page.locator("input[type=range]").first.fill(str(percent))
@@ -823,7 +766,6 @@ def test_the_slider_fades_what_is_not_kept_and_the_shades_change(chromium, run, 
     before = page.evaluate(ground)
     page.locator("input[value=value]").last.check()
     assert page.evaluate(ground) != before and said == []
-    page.close()
 
 
 def test_print_keeps_the_shades_and_drops_the_dark(chromium, run):
@@ -834,4 +776,3 @@ def test_print_keeps_the_shades_and_drops_the_dark(chromium, run):
     fork = "getComputedStyle(document.querySelector('#traces .kept'))"
     assert page.evaluate(f"{fork}.printColorAdjust") == "exact"
     assert page.evaluate("getComputedStyle(document.querySelector('svg.wide')).display") == "block"
-    page.close()

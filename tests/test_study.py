@@ -1,4 +1,4 @@
-"""The statistics against numbers worked out by hand and slow obvious versions."""
+"""The study's numbers against closed forms, sums by hand and slow obvious versions."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from rollout import Rollout, Sampling, generate
 from study import findings as study
 from study import report
 from study.findings import Flags, Run
-from study.stats import deciles, spearman
+from study.stats import deciles, shares, spearman
 from tasks import ask, pretrain
 from tasks.ask import describe, distribution, entropy_by_token, interval, measure
 from tasks.countdown import Countdown
@@ -68,10 +68,6 @@ def test_the_interval_draws_whole_clusters():
     low, high = interval(values, range(90))
     assert np.diff(interval(values, clusters))[0] > 1.5 * (high - low)
     assert interval([0.25], ["a"]) == (0.25, 0.25)
-    # each a cluster of its own, against the normal approximation of a mean
-    values = [rng.random() < 0.3 for _ in range(200)]
-    low, high = interval(values, range(200))
-    assert high - low == pytest.approx(2 * 1.96 * math.sqrt(0.3 * 0.7 / 200), rel=0.15)
 
 
 def test_measure_grades_each_sample_against_its_own_problem(monkeypatch):
@@ -200,6 +196,15 @@ def test_unchanged_at_bf16_resolution():
     assert got["unchanged"] == got["beyond"] == pytest.approx(15 / 20) and got["decayed"] == 1
     rows = [("embed_tokens", 1.0, 8), ("layers 0", 6 / 8, 8), ("norm", 1 / 4, 4)]
     assert [(r["name"], r["unchanged"], r["n"]) for r in got["layers"]] == rows
+    # weight decay, which only matrices have, is taken out of what changed
+    base = {"model.norm.weight": torch.ones(4), "model.embed_tokens.weight": torch.ones(2, 4)}
+    final = {k: p * 0.9 if p.ndim == 2 else p.clone() for k, p in base.items()}
+    got = study.unchanged(base, final, decay=0.9)
+    assert (got["unchanged"], got["beyond"], got["decayed"]) == (4 / 12, 1, 4 / 12)
+    final["model.norm.weight"][2] = 2
+    got = study.unchanged(base, final, decay=0.9)
+    assert (got["unchanged"], got["beyond"]) == (3 / 12, 11 / 12)
+    assert {r["name"]: r["beyond"] for r in got["layers"]} == dict(norm=0.75, embed_tokens=1)
 
 
 # ---------------------------------------------------------------------- from models
@@ -226,9 +231,9 @@ def tiny(seed: int = 0, shape: Shape = SHAPE) -> Transformer:
     return model
 
 
-def sampled(model: Transformer, n: int = 3, G: int = 4, T: float = 1.0, max_new: int = 12):
+def sampled(model: Transformer, n: int = 3, T: float = 1.0) -> Rollout:
     prompts = [WORLD.encode(p) for p in WORLD.splits()["train"][:n]]
-    return generate(model, prompts, G, max_new, WORLD.tokenizer().eos, Sampling(T), 1)
+    return generate(model, prompts, 4, 12, WORLD.tokenizer().eos, Sampling(T), 1)
 
 
 def test_rescoring_is_what_the_sampler_recorded():
@@ -246,20 +251,25 @@ def test_alternatives_against_the_whole_distribution():
     with torch.no_grad():
         model.head_weight[model.n_vocab :] = 5 * model.head_weight[3]
     s = sampled(model, T=0.8)
-    p, h, best, ids, _ = study.alternatives(model, s, 5, 0.8)
+    p, h, best, ids, size = study.alternatives(model, s, 5, 0.8)
     assert torch.allclose(p, s.logprobs.exp(), atol=FP32)
     assert torch.allclose(h, s.entropy, atol=FP32)
     logits = all_logits(model, s.tokens, s.cu_seqlens)[s.scored()[2]]
-    full = (logits[:, : model.n_vocab] / 0.8).softmax(-1)
+    scaled = (logits[:, : model.n_vocab] / 0.8).detach().requires_grad_()
+    drawn = scaled.log_softmax(-1).gather(-1, s.scored()[3][:, None]).sum()
+    (by_logits,) = torch.autograd.grad(drawn, scaled)
+    assert torch.allclose(size, by_logits.norm(dim=-1), rtol=1e-4)
+    full = scaled.softmax(-1)
     for row, q, i in zip(full.tolist(), best.tolist(), ids.tolist(), strict=True):
         slow = sorted(range(len(row)), key=lambda v: -row[v])[:5]
         assert i == slow and q == pytest.approx([row[v] for v in slow], rel=1e-4)
 
 
 def test_anatomy_adds_up_to_the_gradient_of_the_first_update(monkeypatch):
+    """What was said of the top 20% was never looked at: 192 tokens cannot be cut in fifths."""
     model = tiny()
-    s = sampled(model, n=4, G=4, T=0.9)
-    rewards = torch.randint(0, 2, (16,), generator=seeded()).float()
+    s = sampled(model, n=5, T=0.9)
+    rewards = torch.randint(0, 2, (20,), generator=seeded()).float()
     advantages, h = fork_gpt.group_advantages(rewards, 4), s.entropy
     A = advantages.repeat_interleave(s.lengths())
     weights = torch.stack([A * (deciles(h) == d) for d in range(10)])
@@ -271,13 +281,13 @@ def test_anatomy_adds_up_to_the_gradient_of_the_first_update(monkeypatch):
         fork_gpt.update(model, s, advantages, [*which], c, lots=0, first=True)
         return -torch.cat([p.grad.flatten() for p in model.parameters()])
 
-    full = updated(range(16), keep="all")
+    full = updated(range(20), keep="all")
     near = rounding(full.abs().max().item(), 100)  # sums of a hundred terms in another order
     assert full.norm() > 1e-3 and torch.allclose(parts.sum((0, 1)), full, rtol=0, atol=near)
-    if len(h) % 5 == 0:  # then the two highest deciles are exactly the top 20%
-        top = updated(range(16), keep="top")
-        assert torch.allclose(parts[8:].sum((0, 1)), top, rtol=0, atol=near)
-    even = [0, 1, 2, 3, 8, 9, 10, 11]  # the first half holds the even groups
+    assert len(h) % 5 == 0, "then the two highest deciles are exactly the top 20%"
+    top = updated(range(20), keep="top")
+    assert torch.allclose(parts[8:].sum((0, 1)), top, rtol=0, atol=near)
+    even = [b for b in range(20) if b // 4 % 2 == 0]  # the first half holds the even groups
     half = updated(even, keep="all") * int(s.lengths()[even].sum()) / len(h)
     assert torch.allclose(parts[:, 0].sum(0), half, rtol=0, atol=near)
     # a large model's gradient is thinned, its norm estimated
@@ -286,32 +296,58 @@ def test_anatomy_adds_up_to_the_gradient_of_the_first_update(monkeypatch):
     assert len(thin) < len(full) / 4 and thin.norm() == pytest.approx(full.norm().item(), rel=0.15)
 
 
-def make_run(folder, steps: int = 4, world=WORLD, shape=SHAPE) -> Run:
-    """A run as `fork_gpt.py` leaves it, of models that are not trained but moved."""
+def test_a_spliced_model_draws_by_the_other_after_one_word():
+    a, b, after = tiny(0), tiny(1), 5
+    s = generate(study.Spliced(a, b, after), [[1, 2], [5], [3, 5]], 20, 12, None)
+    seen = {True: 0, False: 0}
+    for i in range(len(s.finished)):
+        one = s.sequences([i])
+        tokens, cu, rows, targets = one.scored()
+        by_a, by_b = (m(tokens, cu, rows, targets)[0].detach() for m in (a, b))
+        spliced = torch.where(tokens[rows] == after, by_b, by_a)
+        assert torch.allclose(one.logprobs, spliced, atol=1e-5)
+        for row in rows.tolist():
+            seen[int(tokens[row]) == after] += 1
+    assert min(seen.values()) > 20
+
+
+def test_a_forbidden_word_is_never_drawn_and_the_others_keep_their_odds():
+    m = tiny()
+    s = generate(study.forbid(m, [1, 4]), [[1, 2]], 200, 4, None)
+    drawn = s.tokens[s.response]
+    assert not ((drawn == 1) | (drawn == 4)).any()
+    tokens, cu, rows, targets = s.scored()
+    h = m.hidden(tokens, cu)[rows]
+    logits = m.logits(h).index_fill(-1, torch.tensor([1, 4]), -torch.inf)
+    expected = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    assert torch.allclose(s.logprobs, expected, atol=1e-5)
+    again = generate(m, [[1, 2]], 200, 4, None)  # the model itself is as it was
+    assert (again.tokens[again.response] == 1).any()
+
+
+def make_run(folder, world=WORLD, shape=SHAPE) -> Run:
+    """A run of four steps as `fork_gpt.py` leaves it; its models are not trained, but moved."""
     c = fork_gpt.Config(
-        n_numbers=2, max_number=12, max_value=30, steps=steps, eval_problems=12, eval_k=2,
+        n_numbers=2, max_number=12, max_value=30, steps=4, eval_problems=12, eval_k=2,
         max_new=12, group=4, rows=64, device="cpu",
     )  # fmt: skip
     mine = {k: v for k, v in asdict(c).items() if k not in ("out", "resume")}
     files.write_json(folder / "config.json", mine)
     model, generator, log = tiny(shape=shape), seeded(9), ""
-    keys = "accuracy reward length truncated entropy entropy_kept entropy_dropped tau grad_norm"
-    for step in range(steps + 1):
-        if step % 2 == 0:
-            weights.save_snapshot(folder, step, model.state_dict())
-            kept = {k: p.clone() for k, p in model.state_dict().items()}
+    weights.save_snapshot(folder, 0, model.state_dict())
+    for step in range(1, 5):
         with torch.no_grad():
             for p in model.parameters():
                 p += 0.05 * torch.randn(p.shape, generator=generator)
-        line = dict.fromkeys([*keys.split(), "kept_fraction"], step / 8)
-        line |= dict(step=step + 1, groups=3)
-        log += json.dumps(line | (dict(val_accuracy=0.5) if step == 1 else {})) + "\n"
-    model.load_state_dict(kept)
+        if step % 2 == 0:
+            weights.save_snapshot(folder, step, model.state_dict())
+        line = dict.fromkeys(study.COLUMNS, (step - 1) / 8) | dict(step=step, groups=3)
+        log += json.dumps(line | (dict(val_accuracy=0.5) if step == 2 else {})) + "\n"
     if world is WORLD:
         save_small(folder, model, world.tokenizer().words)
-    (folder / "metrics.jsonl").write_text("".join(log.splitlines(keepends=True)[:steps]))
+    (folder / "metrics.jsonl").write_text(log)
     files.write_json(folder / "summary.json", dict(cpu_seconds=12.5))
-    states = study.states_of(folder, steps, model)
+    states = study.states_of(folder, 4, model)
     return Run(folder, c, world, world.splits(), model, states=states)
 
 
@@ -357,15 +393,10 @@ def test_distribution_and_tokens_of_a_run(whole):
         found, s = measure(run.at(state), WORLD, run.problems(), run.c)
         assert d["accuracy"] == found["accuracy"] and d["p80"] == distribution(s.entropy)["p80"]
         assert sum(d["histogram"]["counts"]) == d["n_tokens"] == len(s.entropy)
-        by_token = {}
-        for i, x in zip(s.tokens[s.response].tolist(), s.entropy.tolist(), strict=True):
-            by_token.setdefault(i, []).append(x)
-        slow = sorted((-sum(x) / len(x), i, len(x)) for i, x in by_token.items())
-        for rows, want in ((t["highest"], slow), (t["lowest"], slow[::-1])):
-            assert len(rows) == min(100, len(slow)) and data["tokens"]["floor"] == 0
-            for r, (mean, i, n) in zip(rows, want, strict=False):
-                assert (r["token"], r["count"]) == (WORLD.tokenizer().token(i), n)
-                assert r["entropy"] == pytest.approx(-mean, rel=1e-5)
+        ranked = entropy_by_token(s.tokens[s.response], s.entropy, data["tokens"]["floor"])
+        ranked = [(WORLD.tokenizer().token(i), h, n) for i, h, n in ranked]
+        for rows, want in ((t["highest"], ranked[:100]), (t["lowest"], ranked[:-101:-1])):
+            assert [(r["token"], r["entropy"], r["count"]) for r in rows] == want
     b, f = (data["distribution"][w]["histogram"]["edges"] for w in ("base", "final"))
     top = max(s.entropy.max().item() for _, s in run.looks.values())
     assert b == f and b[-1] == pytest.approx(top), "one scale, up to the highest of both"
@@ -403,11 +434,10 @@ def test_during_of_a_run(whole):
         model = run.at(step)
         pools.append([h for b in range(12) for h in model(*s.sequences([b]).scored())[1].tolist()])
     n = len(pools[0])
-    k = math.ceil(n / 5)
-    tops = [set(sorted(range(n), key=lambda i, h=h: -h[i])[:k]) for h in pools]
+    tops = [fork_gpt.top_entropy(torch.tensor(h), 0.2)[0] for h in pools]
     assert d["steps"] == [0, 2, 4] and d["n_tokens"] == n
     for name, other in (("overlap_base", tops[0]), ("overlap_final", tops[2])):
-        assert d[name] == pytest.approx([len(t & other) / k for t in tops])
+        assert d[name] == pytest.approx([study.overlap(t, other) for t in tops])
     assert d["overlap_base"][0] == 1 and 0 < d["overlap_base"][2] < 1
     assert d["percentiles"]["p90"] == pytest.approx([np.percentile(h, 90) for h in pools], rel=1e-4)
     total = sum(b["change"] * b["n"] for b in d["bins"])
@@ -523,6 +553,92 @@ def test_continuations_are_graded_from_their_own_beginning(monkeypatch):
     assert len(full[0]) == 8 and study.continued(run, [problem], full, 0) == [([], 0)]
 
 
+# ---------------------------------------------------------------------- where it is decided
+
+EOS = 9
+
+
+def walk(p: float, needed: int) -> SimpleNamespace:
+    """A world whose responses are four digits, each 1 with chance p or else 0, then EOS; right with
+    at least `needed` ones."""
+
+    def ask(model, world, problems, k, max_new, how, seed, rows, starts):
+        rng, said = random.Random(seed), []
+        for start in starts:
+            said.append([int(rng.random() < p) for _ in range(4 - len(start))] + [EOS])
+        rewards = [world.reward(None, s + x) for s, x in zip(starts, said, strict=True)]
+        return SimpleNamespace(responses=lambda: said), None, torch.tensor(rewards)
+
+    tokenizer = SimpleNamespace(eos=EOS, stops={".": EOS}, decode=lambda ids: ids)
+    reward = lambda _, ids: float(sum(i for i in ids if i < EOS) >= needed)  # noqa: E731
+    world = SimpleNamespace(tokenizer=lambda: tokenizer, reward=reward)
+    run = SimpleNamespace(c=fork_gpt.Config(max_new=20, rows=8), world=world, model=None)
+    return SimpleNamespace(ask=ask, run=run, reward=reward)
+
+
+def right(p: float, needed: int, left: int) -> float:
+    """P(at least `needed` ones among `left` digits)."""
+    needed = max(needed, 0)
+    return sum(math.comb(left, i) * p**i * (1 - p) ** (left - i) for i in range(needed, left + 1))
+
+
+@pytest.mark.parametrize("p, needed", [(0.5, 2), (0.3, 1)])
+def test_products_of_two_lots_have_the_squared_differences_as_their_mean(monkeypatch, p, needed):
+    """Their sum is Var(R), by place and in all; one lot squared would be far above."""
+    toy, rng = walk(p, needed), random.Random(1)
+    monkeypatch.setattr(study.ask, "ask", toy.ask)
+    responses = [[int(rng.random() < p) for _ in range(4)] + [EOS] for _ in range(1500)]
+    V = study.values(toy.run, [None] * len(responses), responses, 2, seed=0)
+    products = np.array([np.diff(v[0]) * np.diff(v[1]) for v in V])
+    exact = np.zeros(5)
+    for ones in range(5):  # the value after t digits, `ones` of them 1
+        for t in range(4):
+            if ones <= t:
+                weight = math.comb(t, ones) * p**ones * (1 - p) ** (t - ones)
+                up, down = (right(p, needed - ones - b, 3 - t) for b in (1, 0))
+                exact[t] += weight * p * (1 - p) * (up - down) ** 2
+    V0 = right(p, needed, 4)
+    assert exact.sum() == pytest.approx(V0 * (1 - V0))  # the theorem
+    error = products.std(0) / math.sqrt(len(products))
+    assert np.abs(products.mean(0) - exact).max() < 4 * error.max()
+    assert np.abs(products.sum(1).mean() - V0 * (1 - V0)) < 4 * products.sum(1).std() / 38
+    assert (products[:, 4] == 0).all()  # the end decides nothing: no continuation is drawn anew
+
+
+def test_values_end_at_the_reward_and_are_exact_where_nothing_is_left_to_draw(monkeypatch):
+    toy = walk(0.5, 2)
+    monkeypatch.setattr(study.ask, "ask", toy.ask)
+    (v,) = study.values(toy.run, [None], [[1, 1, 0, 0, EOS]], 50, seed=3)
+    assert v[:, 2:].tolist() == [[1, 1, 1, 1]] * 2  # two ones are enough
+    assert v[:, 0].mean() == pytest.approx(right(0.5, 2, 4), abs=0.15)
+    assert v[:, 1].mean() == pytest.approx(right(0.5, 1, 3), abs=0.12)
+    assert not np.array_equal(v[0, :2], v[1, :2])  # the lots are independent
+
+
+def test_shares_by_hand_and_their_intervals_against_a_loop():
+    x, group = np.array([1.0, 3, 0, 4, 2]), np.array([0, 1, 1, 0, 2])
+    cluster = np.array(["a", "a", "b", "b", "c"])
+    share, low, high = shares(x, group, cluster, 3)
+    assert share.tolist() == [0.5, 0.3, 0.2]
+    assert shares(x, group, cluster, 3, cumulate=True)[0].tolist() == pytest.approx([0.5, 0.8, 1])
+    rng, drawn = random.Random(0), []
+    for _ in range(4000):
+        rows = [i for c in rng.choices("abc", k=3) for i in range(5) if cluster[i] == c]
+        drawn.append(sum(x[i] for i in rows if group[i] == 0) / sum(x[i] for i in rows))
+    drawn.sort()
+    assert low[0] == pytest.approx(drawn[100], abs=0.05)
+    assert high[0] == pytest.approx(drawn[3900], abs=0.05)
+
+
+def test_places_of_a_trace():
+    text = "try 9 + 2 = 11 left 11 7 goal 4 ; try 11 - 7 = 4 yes answer ( 9 + 2 ) - 7 ."
+    one = ["rest", "first operand", "operator", "second operand", "=", "result"]
+    expected = [*one, *["rest"] * 6, *one, "yes or no", "rest", *["answer"] * 8]
+    assert study.places(text.split()) == expected
+    after = study.places("try 9 + 2 = 11 no wait left 9".split())
+    assert after[6:] == ["yes or no", "after no", "rest", "rest"]
+
+
 # ---------------------------------------------------------------------- what is missing
 
 
@@ -544,9 +660,8 @@ def test_a_model_with_one_token(tmp_path):
     assert data["distribution"]["base"]["top20_share"] == 0
     assert data["distribution"]["final"]["histogram"]["counts"][0] == 7 * 2 * 12
     assert len(data["during"]["bins"]) == 1 and data["during"]["overlap_base"] == [1, 1, 1]
-    assert data["traces"][0]["base"]["tokens"][0] == dict(
-        t="x", h=0.0, q=0.0, p=1.0, alt=[["x", 1.0]]
-    )
+    one = dict(t="x", h=0.0, q=0.0, p=1.0, alt=[["x", 1.0]])
+    assert data["traces"][0]["base"]["tokens"][0] == one
 
 
 def test_no_correct_response_at_all(tmp_path):
@@ -560,15 +675,6 @@ def test_no_correct_response_at_all(tmp_path):
     assert "every continuation" in data["decomposition"]["missing"]
 
 
-def test_without_all_the_slow_sections_say_what_makes_them(tmp_path):
-    """And none of an earlier model stays behind."""
-    run = make_run(tmp_path)
-    files.write_atomic(tmp_path / "data" / "decomposition.json", b'{"K": 8}')
-    study.study(run)
-    data = read(tmp_path)
-    assert all(f"-m study {tmp_path} --all" in data[name]["missing"] for name in study.SLOW)
-
-
 @pytest.fixture
 def line(monkeypatch, capsys, tmp_path):
     """The command line with a page that is only named, and a base model that is there: its code,
@@ -578,7 +684,7 @@ def line(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(pretrain, "base_model", lambda *a: (tmp_path.parent / "base", {}))
 
     def go(*argv: object) -> tuple[int, str]:
-        code = study.main([str(a) for a in argv])
+        code = files.command("-m study", study.main, [str(a) for a in argv])
         out = capsys.readouterr()
         return code, out.err.strip().splitlines()[-1] if code else out.out.strip()
 
@@ -586,10 +692,14 @@ def line(monkeypatch, capsys, tmp_path):
 
 
 def test_command_line_finds_what_the_run_had(tmp_path, line):
-    """`python -m study RUN` from the folder alone gives the bytes that the run itself wrote."""
+    """`python -m study RUN` from the folder alone gives the bytes that the run itself wrote.  The
+    slow sections say what makes them, and none of an earlier model stays behind."""
     run = make_run(tmp_path)
     run.world = Countdown(2, 12, "+-*", 30)
+    files.write_atomic(tmp_path / "data" / "decomposition.json", b'{"K": 8}')
     study.study(run)
+    data = read(tmp_path)
+    assert all(f"-m study {tmp_path} --all" in data[name]["missing"] for name in study.SLOW)
     first = {p.name: p.read_bytes() for p in (tmp_path / "data").iterdir()}
     code, out = line(tmp_path, "--device", "cpu")
     assert code == 0 and out.endswith("report.html")
