@@ -536,11 +536,14 @@ def test_a_missing_single_byte_is_refused(tmp_path):
 BROKEN = {
     "is no JSON at character 0: Expecting value": b"",
     "is no JSON at character 51: ": b'{"model": {"type": "BPE", "vocab": {"!": 0, "\\"": 1',
-    "is no JSON at character 2: Extra data": b"{}{}", "is not UTF-8 at byte 2": b'{"\xff": 1}',
+    "is no JSON at character 2: Extra data": b"{}{}",
+    "property name": b"{'a': 1}",
+    "is not UTF-8 at byte 2": b'{"\xff": 1}',
     "is nested too deep": b"[" * 200_000,
+    "nested too deep": b'{"a": ' + b"[" * 100_000,
     "a name stands twice": b'{"model": {"vocab": {"a": 0, "a": 1}}}',
     "4300 digits": b'{"a": ' + b"9" * 10_000 + b"}",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ("tokenizer.json", "vocab.json", "tokenizer_config.json"))
