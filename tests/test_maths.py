@@ -501,7 +501,7 @@ def test_a_verifier_that_does_not_fit_is_refused(qwen):
                 think="<think>3</think>\\boxed{2}", instruct="\\boxed{2}",
                 thinking="3</think>\\boxed{2}")  # fmt: skip
     for template, modes in fits.items():
-        assert TEMPLATES[template].verifier in modes
+        assert TEMPLATES[template].verifiers[0] in modes
         for mode in {*MODES, "", "other"}:
             if mode in modes or mode == "":
                 w = world(qwen, template, mode)
