@@ -44,15 +44,6 @@ def test_splits_are_disjoint_and_the_test_multisets_are_new(world):
     assert {world.cluster(p) for p in splits["test"]} == {p.numbers for p in splits["test"]}
 
 
-def test_the_shares_of_the_splits_are_parameters():
-    world = Countdown()
-    assert [len(p) for p in world.splits(test=0.0, val=0.0).values()][1:] == [0, 0]
-    assert [len(p) for p in world.splits(test=1.0).values()][:2] == [0, 0]
-    half = world.splits(test=0.5, val=0.5)
-    assert 0.4 < len(half["test"]) / len(world.problems()) < 0.6
-    assert 0.4 < len(half["val"]) / (len(half["val"]) + len(half["train"])) < 0.6
-
-
 def test_the_split_of_the_published_results_is_this_one():
     """Another seed, share or order is another test set, and no number there can be compared; and it
     is the same in every process, whatever Python's own seeds are."""
