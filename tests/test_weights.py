@@ -232,10 +232,10 @@ def test_a_config_that_is_wrong_or_unsupported_is_refused_by_name(changes, expec
 
 
 @pytest.mark.parametrize("file", ("config.json", INDEX))
-@pytest.mark.parametrize("why", [*BROKEN, "is no JSON object", "larger than 256 MiB"])
+@pytest.mark.parametrize("why", [*BROKEN, "larger than 256 MiB"])
 def test_a_json_file_that_is_no_object_is_refused(why, file, tmp_path):
     _, folder = written(tmp_path, shards=4)
-    (folder / file).write_bytes(BROKEN.get(why, b"[]"))
+    (folder / file).write_bytes(BROKEN.get(why, b""))
     if "larger" in why:
         os.truncate(folder / file, SIZE_LIMIT + 1)  # a hole on the disk
     line = refusal(folder)
