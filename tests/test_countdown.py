@@ -144,7 +144,8 @@ def check_trace(world: Countdown, problem: Problem, trace: str, attempts: int) -
     def take_left() -> None:
         take("left")
         assert sorted(int(take()) for _ in states[-1]) == sorted(states[-1]), (trace, words)
-        take("goal"), take(str(problem.goal)), take(";")
+        for word in ("goal", str(problem.goal), ";"):
+            take(word)
 
     def failed(n: int) -> bool:
         """Everything that can be tried after the first n moves has failed."""
@@ -171,7 +172,8 @@ def check_trace(world: Countdown, problem: Problem, trace: str, attempts: int) -
         tries += 1
         dead.add(path)
         if c == problem.goal:
-            take("yes"), take("answer")
+            take("yes")
+            take("answer")
             assert python_value(" ".join(words[:-1])) == (problem.goal, sorted(problem.numbers))
             assert words[-1] == "." and tries <= attempts
             return tries, True
