@@ -249,14 +249,13 @@ def read_entries(folder: Path) -> dict[str, Entry]:
 
 
 def pieces(entry: Entry, place: Place) -> Iterator[tuple[slice, Tensor]]:
-    """The part of a file's tensor at `place`, some rows at a time, each with where they go in it.
-
-    Each piece has its own memory map: the pages of one that stayed open would add up to a second
-    copy of the weights."""
+    """The part of a file's tensor at `place`, some rows at a time, each with where they go in it
+    and a memory map of its own: one that stayed open would grow to a second copy."""
     size, width = entry.dtype.itemsize, math.prod(entry.shape[1:])
     (first, rows), columns = place[0], [slice(a, a + n) for a, n in place[1:]]
-    for i in range(0, rows, max(1, PIECE // (size * width))):
-        j = min(rows, i + max(1, PIECE // (size * width)))
+    step = max(1, PIECE // (size * width))
+    for i in range(0, rows, step):
+        j = min(rows, i + step)
         begin, end = (entry.begin + (first + k) * width * size for k in (i, j))
         raw = torch.from_file(str(entry.path), size=end, dtype=torch.uint8)[begin:]
         # the format aligns nothing, a clone is aligned

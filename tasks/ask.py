@@ -163,15 +163,13 @@ def remark(line: dict, c: Any) -> str:
 # ---------------------------------------------------------------------- what was sampled, in words
 
 
-def interval(
-    values: Sequence[float], clusters: Iterable[Hashable], resamples: int = 2000
-) -> tuple[float, float]:
+def interval(values: Sequence[float], clusters: Iterable[Hashable]) -> tuple[float, float]:
     """95% bootstrap interval of the mean of one value per problem, percentile method, fixed seed;
     whole clusters are drawn: problems about the same numbers share their luck."""
     number = {}
     of = [number.setdefault(c, len(number)) for c in clusters]
     sums, sizes = np.bincount(of, np.asarray(values, dtype=np.float64)), np.bincount(of)
-    draws = np.random.default_rng(0).integers(0, len(sums), (resamples, len(sums)))
+    draws = np.random.default_rng(0).integers(0, len(sums), (2000, len(sums)))
     low, high = np.percentile(sums[draws].sum(1) / sizes[draws].sum(1), (2.5, 97.5))
     return float(low), float(high)
 

@@ -102,13 +102,8 @@ def word_tokenizer(words: Sequence[str]) -> Tokenizer:
     ranks = {bytes([b]): b for b in range(256)}
     for word in words:
         ranks[f" {word}".encode()] = len(ranks)
-    encoding = tiktoken.Encoding(
-        "words",
-        pat_str=r" ?\w+| ?[^\w\s]|\s+",
-        mergeable_ranks=ranks,
-        special_tokens={},
-        explicit_n_vocab=len(ranks),
-    )
+    how = dict(pat_str=r" ?\w+| ?[^\w\s]|\s+", mergeable_ranks=ranks, special_tokens={})
+    encoding = tiktoken.Encoding("words", **how)
     eos = ranks[f" {words[0]}".encode()]
     return Tokenizer(encoding, eos, prefix=" ", words=tuple(words), stops={words[0]: eos})
 
@@ -154,13 +149,8 @@ def qwen_tokenizer(folder: str | Path, eos: str | None = None) -> Tokenizer:
         eos = eos.get("content") if type(eos) is dict else eos
         need(type(eos) is str, config, "eos_token is missing or no string")
     need(eos in special, added_at, f"{eos!r}, to end a text, is no special token")
-    encoding = tiktoken.Encoding(
-        "qwen",
-        pat_str=QWEN_SPLIT,
-        mergeable_ranks=ranks,
-        special_tokens=added,
-        explicit_n_vocab=len(ids),
-    )
+    how = dict(pat_str=QWEN_SPLIT, mergeable_ranks=ranks, special_tokens=added)
+    encoding = tiktoken.Encoding("qwen", **how)
     stops = {t: added[t] for t in (eos, "<|im_end|>", "<|endoftext|>") if t in special}
     stops |= listed_stops(folder / "generation_config.json", added)
     return Tokenizer(encoding, added[eos], added=added, special=special, nfc=True, stops=stops)

@@ -4,7 +4,6 @@ token, and rewards that no template can fake."""
 import hashlib
 import json
 import math
-import random
 import subprocess
 import sys
 import tracemalloc
@@ -528,7 +527,9 @@ x+1   1+x
 1;3   \{3,1\}   1,3
 \{4,7\}   7, 4   4,7
 """
-SINGLE = ["-5", "[1,2)", "(2,1)", "x+2", "2\\pi", "\\pi", "no", "\\infty", "-\\infty"]
+SINGLE = ["-5", "[1,2)", "(2,1)", "x+2", "2\\pi", "\\pi", "no", "\\infty", "-\\infty", "x^2+1",
+          "\\text{Evelyn}", "p - q", "\\pm 9", "$\\sqrt{5}$", "70 \\%", "11:30", "12,345",
+          "\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}", "\\frac{3}{4}"]  # fmt: skip
 
 
 def test_equal_answers_share_a_vote_and_others_do_not(qwen):
@@ -537,7 +538,9 @@ def test_equal_answers_share_a_vote_and_others_do_not(qwen):
     votes = [(i, vote) for i, group in enumerate(groups) for vote in group]
     said = [(i, w.answer(problem, f"\\boxed{{{vote}}}.")) for i, vote in votes]
     for i, group in enumerate(groups):
-        first = w.answer(problem, f"So \\boxed{{{group[0]}}}.<|endoftext|>")
+        text = f"So \\boxed{{{group[0]}}}.<|endoftext|>"
+        assert w.reward(replace(problem, answer=group[0]), text) == 1.0
+        first = w.answer(problem, text)
         assert [w.same(first, a) for _, a in said] == [i == n for n, _ in said], first
     for none in ["", "no box", "\\boxed{}", "\\boxed{5"]:
         assert w.answer(problem, none) is None
@@ -557,19 +560,6 @@ def test_names_tell_problems_apart_in_all_files(qwen):
     assert len(names) == 600
     digits = hashlib.sha256(b"What is 0 + 1?").hexdigest()[:12]
     assert w.name(problems_of(1)[0]) == f"a.jsonl:{digits}"
-
-
-@pytest.mark.parametrize("verifier", ["boxed", "auto"])
-def test_gold_in_its_box_is_rewarded_for_every_problem_that_is_read(tmp_path, qwen, verifier):
-    rng = random.Random(0)
-    golds = ["\\frac{3}{4}", "x^2+1", "(1,2]", "\\text{Evelyn}", "12,345", "p - q", "\\pm 3",
-             "\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}", "$\\sqrt{5}$", "70 \\%",
-             "11:30"]  # fmt: skip
-    golds += [str(rng.randint(-999, 999)) for _ in range(30)]
-    path = write(tmp_path, *({"problem": f"{i}?", "answer": g} for i, g in enumerate(golds)))
-    problems, _ = read_problems([path])
-    w = world(qwen, "boxed", verifier)
-    assert all(w.reward(p, f"\\boxed{{{p.answer}}}<|endoftext|>") == 1.0 for p in problems)
 
 
 # ------------------------------------------------------------------ command line
