@@ -121,7 +121,8 @@ def measure(
     """`c.eval_k` samples of each of the first `c.eval_problems`, by default at T=1, always with the
     same random numbers: accuracy with its 95% interval over clusters of problems, mean length,
     truncated share, in the small world the share of true statements; the samples."""
-    problems, k, seed = problems[: c.eval_problems or None], c.eval_k, seed_of("measure")
+    problems, k = problems[: c.eval_problems or None], c.eval_k
+    seed = seed_of("measure")
     more = dict(rows=c.rows, progress=progress)
     samples, texts, rewards = ask(model, world, problems, k, c.max_new, how, seed, **more)
     found = dict(

@@ -139,10 +139,10 @@ class Countdown:
 
     def splits(self) -> dict[str, list[Problem]]:
         """Disjoint "train", "val" and "test" problems, the same on every machine and for every seed
-        of a run.  No number multiset of the test split occurs in the other two; validation problems
-        are only new as (numbers, goal) pairs."""
-        rng, held_out = random.Random(0), {}
-        out = {"train": [], "val": [], "test": []}
+        of a run.  No number multiset of the test split occurs in the other two; those of
+        validation, which is for choosing settings, are only new as (numbers, goal) pairs."""
+        rng = random.Random(0)
+        out, held_out = {"train": [], "val": [], "test": []}, {}
         for p in self.problems():
             if p.numbers not in held_out:
                 held_out[p.numbers] = rng.random() < 0.15

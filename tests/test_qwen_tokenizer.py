@@ -7,6 +7,7 @@ import re
 import time
 import unicodedata
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import tiktoken
@@ -76,9 +77,8 @@ def train(merges):
     made.post_processor = processors.ByteLevel(trim_offsets=False)
     made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=256 + merges, initial_alphabet=alphabet, show_progress=False
-    )
+    how = dict(initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=256 + merges, **how)
     made.train_from_iterator(training_text(random.Random(0)), trainer)
     made.add_special_tokens(SPECIAL)
     made.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in PLAIN])
@@ -90,14 +90,14 @@ def folder(tmp_path_factory):
     """As Qwen publishes it: tokenizer.json, and the same once more in the three older files."""
     path = tmp_path_factory.mktemp("qwen")
     train(MERGES).save(str(path / "tokenizer.json"))
-    whole = json.loads((path / "tokenizer.json").read_text())
-    (path / "vocab.json").write_text(json.dumps(whole["model"]["vocab"], ensure_ascii=False))
+    whole = read(path / "tokenizer.json")
+    write(path / "vocab.json", whole["model"]["vocab"])
     pairs = [" ".join(pair) for pair in whole["model"]["merges"]]
     (path / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs, ""]))
     entries = {str(e["id"]): {k: e[k] for k in e if k != "id"} for e in whole["added_tokens"]}
     config = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>"}
     config |= {"added_tokens_decoder": entries, "add_prefix_space": False}
-    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    write(path / "tokenizer_config.json", config)
     return path
 
 
@@ -137,25 +137,17 @@ def random_texts(n, characters, rng):
     def draw(alphabet, most):
         return "".join(rng.choices(alphabet, k=rng.randint(1, most)))
 
+    drawn = ((known, 6), (known[:1000], 12), ("0123456789.,-", 12), ("٠१३௪4５²Ⅳ", 5), (SPACES, 8))
     kinds = (
-        lambda: draw(known, 6),
-        lambda: draw(known[:1000], 12),
+        *(partial(draw, *x) for x in (*drawn, ("{}()[]<|>/\\_^$&%#@!?;:=+*~`'\"", 8))),
+        *(partial(rng.choice, x) for x in (CODE, LATEX, EMOJI, CONTRACTED, SPECIAL + PLAIN * 2)),
         lambda: rng.choice(("", " ", "\n")) + word(rng),
         lambda: draw(rng.choice(scripts), 12),
         lambda: unicodedata.normalize("NFD", draw(known[100:400] + scripts[-2], 8)),
         lambda: rng.choice("aeo가Ω") + draw(marks, 4),
         lambda: rng.choice("eo") + draw([chr(c) for c in range(0x300, 0x330)], 4),
-        lambda: draw("0123456789.,-", 12),
-        lambda: draw("٠१৩௪4５²Ⅳ", 5),
-        lambda: draw(SPACES, 8),
         lambda: rng.choice((" ", "\n", "\t")) * rng.randint(1, 60),
-        lambda: rng.choice(CODE),
-        lambda: rng.choice(LATEX),
-        lambda: rng.choice(EMOJI),
-        lambda: rng.choice(CONTRACTED),
-        lambda: rng.choice(SPECIAL + PLAIN * 2),
         lambda: rng.choice(SPECIAL + PLAIN)[rng.randint(0, 3) : rng.randint(3, 12)],
-        lambda: draw("{}()[]<|>/\\_^$&%#@!?;:=+*~`'\"", 8),
     )
     return ["".join(rng.choice(kinds)() for _ in range(rng.randint(1, 8))) for _ in range(n)]
 
