@@ -318,11 +318,7 @@ def from_pretrained(
 
 
 def write_safetensors(
-    path: Path,
-    sizes: dict[str, Sequence[int]],
-    tensor: Callable[[str], Tensor],
-    dtype: torch.dtype,
-    first: bool = True,
+    path: Path, sizes: dict, tensor: Callable[[str], Tensor], dtype: torch.dtype, first: bool = True
 ) -> None:
     """The tensors of these names and sizes in `dtype`, byte for byte as the safetensors library
     writes them, one at a time in memory.  Only the `first` of several ranks writes.  OSError."""

@@ -22,7 +22,6 @@ A world is what the loop asks of a task: the public methods that Countdown and m
 
 import ast
 import math
-import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from fractions import Fraction
 from functools import cache, cached_property, reduce
 from itertools import combinations, combinations_with_replacement
 from operator import add, mul, sub, truediv
+from random import Random
 
 from infra.files import UserError
 from tasks.tokenizer import Tokenizer, word_tokenizer
@@ -141,7 +141,7 @@ class Countdown:
         """Disjoint "train", "val" and "test" problems, the same on every machine and for every seed
         of a run.  No number multiset of the test split occurs in the other two; those of
         validation, which is for choosing settings, are only new as (numbers, goal) pairs."""
-        rng = random.Random(0)
+        rng = Random(0)
         out, held_out = {"train": [], "val": [], "test": []}, {}
         for p in self.problems():
             if p.numbers not in held_out:
@@ -153,12 +153,7 @@ class Countdown:
         return out
 
     def trace(
-        self,
-        problem: Problem,
-        rng: random.Random,
-        skill: float,
-        attempts: int = 6,
-        p_stop: float = 0.3,
+        self, problem: Problem, rng: Random, skill: float, attempts: int = 6, p_stop: float = 0.3
     ) -> str:
         """A search trace for `problem`, prompt excluded, ending in ".".
 
@@ -222,7 +217,7 @@ class Countdown:
         words = frozenset(w for row in FILLER for w in row) if self.filler_share else frozenset()
         return [p, *[rest] * (k - 1)], words
 
-    def worded(self, trace: str, rng: random.Random) -> str:
+    def worded(self, trace: str, rng: Random) -> str:
         """The trace with its phrases; in a world without filler the trace itself."""
         if not self.filler_share:
             return trace
@@ -326,4 +321,4 @@ if __name__ == "__main__":
     print(countdown, {name: len(problems) for name, problems in splits.items()})
     problem = splits["train"][0]
     for i in range(3):
-        print(problem.prompt, countdown.trace(problem, random.Random(i), skill=0.4))
+        print(problem.prompt, countdown.trace(problem, Random(i), skill=0.4))

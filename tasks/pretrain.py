@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 import parallel
@@ -46,11 +45,7 @@ class Pretrain:
 
 
 def make_optimizer(
-    parameters: Sequence[nn.Parameter],
-    lr: float,
-    weight_decay: float,
-    beta2: float,
-    name: str = "adamw",
+    parameters: Sequence, lr: float, weight_decay: float, beta2: float, name: str = "adamw"
 ) -> torch.optim.Optimizer:
     """AdamW, beta1 0.9, that decays the matrices and not the norms; "adamw8", the same with moments
     of a byte; or "sgd", p -= lr g alone: at the lr that it needs, decay would erase the weights."""

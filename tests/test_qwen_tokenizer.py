@@ -413,14 +413,14 @@ def first_merge(merge):
 
 SEQUENCE = ("pre_tokenizer", "pretokenizers")
 TEMPLATE = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x", "type_id": 0}}]}
+OPTIONS = dict(byte_fallback=True, dropout=0.1, continuing_subword_prefix="##")
+OPTIONS |= dict(end_of_word_suffix="</w>")
+MATCHING = ("lstrip", "rstrip", "single_word", "normalized")
 WRONG = {  # what is said of each edit
     "model is 'Unigram'": [change("model", type="Unigram")],
     "model is 'WordPiece'": [change("model", type="WordPiece")],
     "model is None": [change(model=None), change(model=[1])],
-    "byte_fallback is not supported": [change("model", byte_fallback=True)],
-    "dropout is not supported": [change("model", dropout=0.1)],
-    "continuing_subword_prefix is not": [change("model", continuing_subword_prefix="##")],
-    "end_of_word_suffix is not": [change("model", end_of_word_suffix="</w>")],
+    **{f"{key} is not supported": [change("model", **{key: x})] for key, x in OPTIONS.items()},
     "normalizer is not NFC": [change(normalizer={"type": "NFKC"}), change(normalizer=None)],
     "not Qwen2's split": [
         change(*SEQUENCE, 0, pattern={"Regex": QWEN_SPLIT.replace("N}|", "N}+|")}),
@@ -458,10 +458,7 @@ WRONG = {  # what is said of each edit
     "the id of '<.object_ref_start.>' is no integer": [change("added_tokens", 3, id="5259")],
     "'a' has two ids": [change("added_tokens", 3, content="a")],
     "neither special nor not": [change("added_tokens", 3, special=1)],
-    "has lstrip other than false": [change("added_tokens", 3, lstrip=True)],
-    "has rstrip other than false": [change("added_tokens", 3, rstrip=True)],
-    "has single_word other": [change("added_tokens", 3, single_word=True)],
-    "has normalized other than false": [change("added_tokens", 25, normalized=True)],
+    **{f"has {k} other than false": [change("added_tokens", 25, **{k: True})] for k in MATCHING},
     "'<.im_end.>', to end a text, is no special": [change("added_tokens", 2, special=False)],
 }  # fmt: skip
 
