@@ -32,6 +32,12 @@ class UserError(ValueError):
     without a traceback."""
 
 
+def need(good: object, path: Path, message: str) -> None:
+    """UserError, "path: message", unless `good`."""
+    if not good:
+        raise UserError(f"{path}: {message[:200]}")
+
+
 def write_atomic(path: Path, data: bytes | Callable) -> None:
     """Replace `path` by `data`, or by what `data(file)` writes, entirely or not at all.  UserError
     when the disk refuses."""

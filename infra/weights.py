@@ -1,7 +1,7 @@
 """Weights in and out: our own files, one `torch.save` each, and published Qwen3 folders.
 
-`from_pretrained` and `save_pretrained` read and write config.json and safetensors files as
-transformers does.  What is refused is a UserError of one line that names the file.
+`from_pretrained` and `export` read and write config.json and safetensors files as transformers
+does.  What is refused is a UserError of one line that names the file.
 """
 
 import json
@@ -11,7 +11,7 @@ import platform
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from infra.files import POINTER, UserError, fsync, parse_json, read_json, write_atomic
+from infra.files import POINTER, UserError, fsync, need, parse_json, read_json, write_atomic
 from model import Shape, Transformer
 
 
@@ -45,8 +45,7 @@ def hardware(device: torch.device) -> str:
 
 
 def crc(x: object, start: int = 0) -> int:
-    """A digest of nested dicts of tensors, numbers and texts, by which a change on the disk is
-    found."""
+    """A digest of nested dicts of tensors, numbers and texts: a change on the disk is found."""
     if isinstance(x, dict):
         for name, value in x.items():
             start = crc(value, crc(repr(name), start))
@@ -62,8 +61,7 @@ def save(path: Path, state: dict) -> None:
 
 
 def load(path: Path, device: str | torch.device = "cpu") -> dict:
-    """Read what `save` wrote; no code in the file is run.  UserError when it is missing, damaged or
-    changed."""
+    """What `save` wrote; no code in the file is run.  UserError when it is missing or damaged."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)
         if state.pop("digest") == crc(state):
@@ -79,13 +77,12 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict:
 
 def save_model(folder: Path, shape: Shape, words: Sequence[str], weights: dict) -> None:
     """A small-world model with its vocabulary as FOLDER/model.pt."""
-    saved = dict(config=asdict(shape), words=list(words), weights=weights)
-    save(Path(folder) / "model.pt", saved)
+    state = dict(config=asdict(shape), words=list(words), weights=weights)
+    save(Path(folder) / "model.pt", state)
 
 
 def load_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Transformer, list[str]]:
-    """The model that `save_model` wrote and the words of its tokenizer.  UserError when missing or
-    damaged."""
+    """The model that `save_model` wrote and the words of its tokenizer.  UserError."""
     path = Path(folder) / "model.pt"
     saved = load(path, device)
     try:
@@ -114,9 +111,9 @@ def save_snapshot(folder: Path, step: int, weights: dict) -> None:
 
 HEADER_LIMIT = 100_000_000  # bytes of a safetensors header
 PIECE = 2**24  # bytes of a weight file in memory at a time, beside the weights themselves
+SHARD = 5_000_000_000  # bytes of a weight file that is written; a larger tensor has its own
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-GENERATION = "generation_config.json"
 # config.json: the names of Shape's fields, in their order
 KEYS = (
     "hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
@@ -125,7 +122,15 @@ KEYS = (
 # what else it may say, and the one value that is implemented here
 ONLY = dict(model_type="qwen3", hidden_act="silu", attention_bias=False, use_sliding_window=False)
 ABSENT = dict.fromkeys(("quantization_config", "num_experts"))
-
+# of a published folder: the settings that a Transformer does not keep, and the files beside it
+CARRIED = (
+    "bos_token_id pad_token_id max_position_embeddings max_window_layers "
+    "initializer_range attention_dropout use_cache"
+).split()
+COMPANIONS = (
+    "tokenizer.json tokenizer_config.json vocab.json merges.txt special_tokens_map.json "
+    "added_tokens.json chat_template.jinja"
+).split()
 
 Place = Sequence[tuple[int, int]]  # (start, size) in every dimension of a full tensor
 
@@ -155,20 +160,20 @@ def read_shape(path: Path) -> Shape:
         theta = rope.get("rope_theta")
         if raw.get("rope_theta") is None:
             raw["rope_theta"] = theta
-        if theta not in (None, raw["rope_theta"]):
-            raise UserError(f"{path}: two values of rope_theta")
-    values = [raw.get(key) for key in KEYS]
-    for key, x, field in zip(KEYS, values, fields(Shape), strict=True):
-        kind = field.type
-        if type(x) is not kind and not (kind is float and type(x) is int):  # a bool is no int
-            raise UserError(f"{path}: {key} is {x!r:.90}, a {kind.__name__} expected")
-        if kind is not bool and not 0 < x <= (2**20 if kind is int else 1e30):
-            raise UserError(f"{path}: {key} is {x!r:.90}, no model has that")
-    shape = Shape(*(f.type(x) for f, x in zip(fields(Shape), values, strict=True)))
-    if shape.n_head % shape.n_kv_head or shape.head_dim % 2:
-        raise UserError(f"{path}: key-value heads must divide the heads, and 2 the head_dim")
-    if raw.get("layer_types") not in (None, ["full_attention"] * shape.n_layer):
-        raise UserError(f"{path}: layer_types is not full_attention in every layer")
+        need(theta in (None, raw["rope_theta"]), path, "two values of rope_theta")
+    values = []
+    for key, field in zip(KEYS, fields(Shape), strict=True):
+        x, kind = raw.get(key), field.type
+        fits = type(x) is kind or (kind is float and type(x) is int)  # a bool is no int
+        need(fits, path, f"{key} is {x!r:.90}, a {kind.__name__} expected")
+        sane = kind is bool or 0 < x <= (2**20 if kind is int else 1e30)
+        need(sane, path, f"{key} is {x!r:.90}, no model has that")
+        values.append(kind(x))
+    shape = Shape(*values)
+    divides = shape.n_head % shape.n_kv_head == 0 == shape.head_dim % 2
+    need(divides, path, "key-value heads must divide the heads, and 2 the head_dim")
+    layers = raw.get("layer_types") in (None, ["full_attention"] * shape.n_layer)
+    need(layers, path, "layer_types is not full_attention in every layer")
     return shape
 
 
@@ -191,8 +196,8 @@ def read_header(path: Path) -> dict[str, Entry]:
     except ValueError as e:
         raise UserError(f"{path}: {e}") from None
     metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(x, str) for x in metadata.values()):
-        raise UserError(f"{path}: __metadata__ is not a map of strings")
+    strings = isinstance(metadata, dict) and all(isinstance(x, str) for x in metadata.values())
+    need(strings, path, "__metadata__ is not a map of strings")
     entries, spans = {}, []
     for name, e in header.items():
         try:
@@ -207,8 +212,7 @@ def read_header(path: Path) -> dict[str, Entry]:
         spans.append((begin, end))
     covered = 0
     for begin, end in [*sorted(spans), (size - start, 0)]:
-        if begin != covered:
-            raise UserError(f"{path}: data with a hole, an overlap or a wrong end at {covered}")
+        need(begin == covered, path, f"data with a hole, an overlap or a wrong end at {covered}")
         covered = end
     return entries
 
@@ -220,19 +224,19 @@ def some(names: Collection[str]) -> str:
 
 def read_entries(folder: Path) -> dict[str, Entry]:
     """The tensors of the one weight file or of the shards in the index.  UserError."""
-    if (folder / SINGLE).exists() == (folder / INDEX).exists():
+    single, index = folder / SINGLE, folder / INDEX
+    if single.exists() == index.exists():
         why = f"exactly one of {SINGLE} and {INDEX} must be there"
         if any(folder.glob("pytorch_model*.bin*")):
             why += "; to convert pytorch_model.bin: transformers' from_pretrained, save_pretrained"
         raise UserError(f"{folder}: {why}")
-    if (folder / SINGLE).exists():
-        return read_header(folder / SINGLE)
-    shard_of = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(shard_of, dict):
-        raise UserError(f"{folder / INDEX}: no weight_map")
+    if single.exists():
+        return read_header(single)
+    shard_of = read_json(index).get("weight_map")
+    need(isinstance(shard_of, dict), index, "no weight_map")
     for file in shard_of.values():
-        if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+", file) or ".." in file:
-            raise UserError(f"{folder / INDEX}: {file!r:.90} is not the name of a file beside it")
+        beside = isinstance(file, str) and re.fullmatch(r"[\w.-]+", file) and ".." not in file
+        need(beside, index, f"{file!r:.90} is not the name of a file beside it")
     entries = {}
     for file in sorted(set(shard_of.values())):
         found = read_header(folder / file)
@@ -240,19 +244,18 @@ def read_entries(folder: Path) -> dict[str, Entry]:
             raise UserError(f"{folder / file} holds {some(unlisted)} against the index")
         entries |= found
     if absent := shard_of.keys() - entries.keys():
-        raise UserError(f"{folder / INDEX}: {some(absent)} not in the shard it names")
+        raise UserError(f"{index}: {some(absent)} not in the shard it names")
     return entries
 
 
 def pieces(entry: Entry, place: Place) -> Iterator[tuple[slice, Tensor]]:
-    """The part of a file's tensor at `place`, some rows at a time, each with where they go in it.
-
-    Each piece has its own memory map: the pages of one that stayed open would add up to a second
-    copy of the weights."""
+    """The part of a file's tensor at `place`, some rows at a time, each with where they go in it
+    and a memory map of its own: one that stayed open would grow to a second copy."""
     size, width = entry.dtype.itemsize, math.prod(entry.shape[1:])
     (first, rows), columns = place[0], [slice(a, a + n) for a, n in place[1:]]
-    for i in range(0, rows, max(1, PIECE // (size * width))):
-        j = min(rows, i + max(1, PIECE // (size * width)))
+    step = max(1, PIECE // (size * width))
+    for i in range(0, rows, step):
+        j = min(rows, i + step)
         begin, end = (entry.begin + (first + k) * width * size for k in (i, j))
         raw = torch.from_file(str(entry.path), size=end, dtype=torch.uint8)[begin:]
         # the format aligns nothing, a clone is aligned
@@ -271,17 +274,16 @@ def from_pretrained(
     device: str | torch.device = "cpu",
     build: Callable[[Shape], Transformer] | None = None,
 ) -> Transformer:
-    """The model of a published folder, single file or sharded, in `dtype` on `device`; or what
-    `build` makes of its shape, a part of it at `regions`: then only that part is read.
+    """The model of a published folder in `dtype` on `device`; or what `build` makes of its shape, a
+    part of it at `regions`: then only that part is read.  UserError naming the file when something
+    is malformed, unsupported, missing, surplus, misshapen or not finite.
 
     Every weight is copied once, out of the map: one that stayed mapped would change with the file,
-    and the alignment in the file would change the last bits of products.  UserError naming the
-    file when something is malformed, unsupported, missing, surplus, misshapen or not finite.
-    """
+    and the alignment in the file would change the last bits of products."""
     folder = Path(folder)
     shape, entries = read_shape(folder / "config.json"), read_entries(folder)
-    if shape.n_layer > len(entries):  # before a model of that depth is built
-        raise UserError(f"{folder}: {shape.n_layer} layers, but {len(entries)} tensors")
+    few = f"{shape.n_layer} layers, but {len(entries)} tensors"
+    need(shape.n_layer <= len(entries), folder, few)  # before a model of that depth is built
     with torch.device("meta"):
         model = Transformer(shape)
     full = {name: p.shape for name, p in model.named_parameters()}
@@ -292,9 +294,8 @@ def from_pretrained(
     if surplus := entries.keys() - full.keys():
         raise UserError(f"{folder}: surplus tensors: {some(surplus)}")
     for name, size in full.items():
-        if (found := entries[name]).shape != list(size):
-            want = f"by config.json {list(size)}"
-            raise UserError(f"{found.path}: {name} is {found.shape}, {want}")
+        path, found = entries[name].path, entries[name].shape
+        need(found == list(size), path, f"{name} is {found}, by config.json {list(size)}")
     if build:
         model = build(shape)
         places, out = model.regions, dict(zip(full, model.masters, strict=True))
@@ -305,23 +306,19 @@ def from_pretrained(
     for name, target in out.items():
         for rows, piece in pieces(entries[name], places[name]):
             copied = target.data[rows].copy_(piece)
-            if copied.numel() and not torch.stack(copied.aminmax()).isfinite().all():
-                raise UserError(f"{entries[name].path}: {name} has values that are not finite")
+            finite = not copied.numel() or torch.stack(copied.aminmax()).isfinite().all()
+            need(finite, entries[name].path, f"{name} has values that are not finite")
     if twin:
         name = "model.embed_tokens.weight"
         embed, parts = out[name].data, pieces(twin, places[name])
         same = twin.shape == list(full[name])
-        if not same or not all(torch.equal(embed[rows], piece.to(embed)) for rows, piece in parts):
-            raise UserError(f"{twin.path}: lm_head.weight is not the embedding it is tied to")
+        same = same and all(torch.equal(embed[rows], piece.to(embed)) for rows, piece in parts)
+        need(same, twin.path, "lm_head.weight is not the embedding it is tied to")
     return model
 
 
 def write_safetensors(
-    path: Path,
-    sizes: dict[str, Sequence[int]],
-    tensor: Callable[[str], Tensor],
-    dtype: torch.dtype,
-    first: bool = True,
+    path: Path, sizes: dict, tensor: Callable[[str], Tensor], dtype: torch.dtype, first: bool = True
 ) -> None:
     """The tensors of these names and sizes in `dtype`, byte for byte as the safetensors library
     writes them, one at a time in memory.  Only the `first` of several ranks writes.  OSError."""
@@ -342,71 +339,65 @@ def write_safetensors(
                     f.write(memoryview(buffer)[: len(piece) * dtype.itemsize])
 
 
-def save_pretrained(
-    model: Transformer,
-    folder: str | Path,
-    shard_size: int = 5_000_000_000,
-    dtype: torch.dtype | None = None,
-    files: Iterable[str | Path] = (),
-    extra: dict | None = None,
-    generation: dict | None = None,
-    full: Callable[[str], Tensor] | None = None,
-    first: bool = True,
-) -> None:
-    """Write what transformers and vLLM load: config.json, one weight file or shards of at most
-    `shard_size` bytes (a larger tensor has its own) with their index, and copies of `files`, the
-    tokenizer's.
-
-    `dtype` is that of the files, by default the model's; `extra` are more keys of config.json, such
-    as eos_token_id, and `generation` is generation_config.json.  Of a model cut over ranks all call
-    this: `full(name)` gathers a parameter, and the `first` writes.  The folder appears under its
-    name whole or not at all.  UserError when something is there already, and when the disk or one
-    of `files` refuses.
-    """
-    folder, dtype = Path(folder).resolve(), dtype or next(model.parameters()).dtype
-    shape = model.full_shape
-    with torch.device("meta"):
-        sizes = {name: p.shape for name, p in Transformer(shape).named_parameters()}
-    full = full or dict(model.named_parameters()).__getitem__
-    temp = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    config = {**(extra or {}), **ONLY, **dict(zip(KEYS, astuple(shape), strict=True))}
-    config |= {"architectures": ["Qwen3ForCausalLM"], "dtype": str(dtype).removeprefix("torch.")}
-    config |= {"torch_dtype": config["dtype"]}  # its older name
-    config |= {"sliding_window": None}  # unsaid, transformers 4.51 masks what is 4,096 tokens away
-    config |= {"rope_parameters": dict(rope_type="default", rope_theta=shape.rope_theta)}
-    shards, room, shard_of = [], 0, {}
+def in_shards(sizes: dict[str, Sequence[int]], dtype: torch.dtype) -> list[dict]:
+    """The names and sizes in the order of the model, cut into files of at most SHARD bytes."""
+    shards, room = [], 0
     for name, size in sizes.items():
         need = math.prod(size) * dtype.itemsize
         if need > room:
             shards.append({})
-            room = shard_size
+            room = SHARD
         shards[-1][name] = size
         room -= need
+    return shards
+
+
+def export(
+    model: Transformer,
+    source: str | Path,
+    folder: Path,
+    generation: dict,
+    dtype: torch.dtype,
+    full: Callable[[str], Tensor] | None = None,
+    first: bool = True,
+) -> None:
+    """Write what transformers and vLLM load, in `dtype`: config.json, one weight file or shards
+    with their index, and of the published folder `source` that the model came from the tokenizer's
+    files and the settings, but for `generation`: the tokens at which a text ends (the first is the
+    one that it has learned to end with) and how it was sampled.
+
+    Of a model cut over ranks all call this: `full(name)` gathers a parameter, and the `first`
+    writes.  The folder appears whole, in the place of one that is there, or not at all.  UserError
+    when the disk refuses.
+    """
+    source, folder, shape = published(source), Path(folder).resolve(), model.full_shape
+    temp = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    with torch.device("meta"):
+        sizes = {name: p.shape for name, p in Transformer(shape).named_parameters()}
+    shards = in_shards(sizes, dtype)
+    names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    files = dict(zip(names if len(shards) > 1 else [SINGLE], shards, strict=True))
     try:
         if first:
-            if folder.exists() and any(folder.iterdir()):
-                raise UserError(f"{folder} holds something already: name a new folder")
             shutil.rmtree(temp, ignore_errors=True)
             temp.mkdir(parents=True)
-        for i, shard in enumerate(shards, 1):
-            single = len(shards) == 1
-            file = SINGLE if single else f"model-{i:05}-of-{len(shards):05}.safetensors"
-            write_safetensors(temp / file, shard, full, dtype, first)
-            shard_of |= dict.fromkeys(shard, file)
+        for name, shard in files.items():
+            write_safetensors(temp / name, shard, full or model.get_parameter, dtype, first)
         if not first:
             return
-        texts = {"config.json": config} | ({GENERATION: generation} if generation else {})
-        if len(shards) > 1:
+        texts = configs(read_json(source / "config.json"), shape, generation, dtype)
+        if len(files) > 1:
             total = sum(map(math.prod, sizes.values())) * dtype.itemsize
-            texts[INDEX] = {"metadata": {"total_size": total}, "weight_map": shard_of}
+            places = {name: file for file, shard in files.items() for name in shard}
+            texts[INDEX] = {"metadata": {"total_size": total}, "weight_map": places}
         for name, value in texts.items():
             (temp / name).write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-        for file in map(Path, files):
-            if (temp / file.name).exists():
-                raise UserError(f"{file}: the export has a file of that name")
-            shutil.copyfile(file, temp / file.name)
+        for name in COMPANIONS:
+            if (source / name).exists():
+                shutil.copyfile(source / name, temp / name)
         for path in (*temp.iterdir(), temp):
             fsync(path)
+        shutil.rmtree(folder, ignore_errors=True)
         os.rename(temp, folder)
         fsync(folder.parent)
     except BaseException as e:
@@ -417,15 +408,21 @@ def save_pretrained(
         raise
 
 
-# of a published folder: the settings that a Transformer does not keep, and the files beside it
-CARRIED = (
-    "bos_token_id pad_token_id max_position_embeddings max_window_layers "
-    "initializer_range attention_dropout use_cache"
-).split()
-COMPANIONS = (
-    "tokenizer.json tokenizer_config.json vocab.json merges.txt special_tokens_map.json "
-    "added_tokens.json chat_template.jinja"
-).split()
+def configs(old: dict, shape: Shape, generation: dict, dtype: torch.dtype) -> dict[str, dict]:
+    """The config.json and generation_config.json of a model trained on from one of the `old`."""
+    kept = {k: old[k] for k in CARRIED if k in old}
+    code = str(dtype).removeprefix("torch.")
+    new = dict(
+        architectures=["Qwen3ForCausalLM"],
+        dtype=code,
+        torch_dtype=code,  # its older name
+        sliding_window=None,  # unsaid, transformers 4.51 masks what is 4,096 tokens away
+        rope_parameters=dict(rope_type="default", rope_theta=shape.rope_theta),
+        eos_token_id=generation["eos_token_id"][0],
+    )
+    new |= kept | ONLY | dict(zip(KEYS, astuple(shape), strict=True))
+    ends = {k: kept[k] for k in ("bos_token_id", "pad_token_id") if k in kept}
+    return {"config.json": new, "generation_config.json": ends | generation}
 
 
 def published(folder: str | Path) -> Path:
@@ -440,34 +437,7 @@ def check_room(folder: str | Path, tokens: int) -> None:
     path = published(folder) / "config.json"
     said = read_json(path) if path.exists() else {}
     room = said.get("max_position_embeddings") or math.inf
-    if type(room) not in (int, float):
-        raise UserError(f"{path}: max_position_embeddings is {room!r:.90}, a number expected")
+    number = type(room) in (int, float)
+    need(number, path, f"max_position_embeddings is {room!r:.90}, a number expected")
     if tokens > room:
         raise UserError(f"--max-prompt + --max-new is {tokens}, but {folder} has {room} positions")
-
-
-def export(
-    model: Transformer,
-    source: str | Path,
-    folder: Path,
-    generation: dict,
-    dtype: torch.dtype,
-    full: Callable[[str], Tensor] | None = None,
-    first: bool = True,
-) -> None:
-    """Write the model as a published folder, with the tokenizer files and the settings of the one
-    it came from, but for `generation`: the tokens at which a text ends (the first is the one that
-    it has learned to end with) and how it was sampled.  One that is there gives way."""
-    source, new = published(source), folder.with_name(f".{folder.name}.new")
-    config = read_json(source / "config.json")
-    extra = {k: config[k] for k in CARRIED if k in config}
-    extra |= dict(eos_token_id=generation["eos_token_id"][0])
-    more = {k: extra[k] for k in ("bos_token_id", "pad_token_id") if k in extra}
-    files = [source / name for name in COMPANIONS if (source / name).exists()]
-    about = dict(files=files, extra=extra, generation=more | generation, full=full, first=first)
-    if first:
-        shutil.rmtree(new, ignore_errors=True)
-    save_pretrained(model, new, dtype=dtype, **about)
-    if first:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(new, folder)

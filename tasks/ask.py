@@ -6,6 +6,8 @@ and the study alike.  `open_task` is the one place where flags become a model an
 
 import hashlib
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,8 +20,8 @@ from torch import Tensor
 import parallel
 from infra import files, weights
 from infra.files import UserError
-from infra.weights import check_room, from_pretrained, load_model, published, save_model
-from model import Shape, Transformer
+from infra.weights import check_room, from_pretrained, load_model, published, read_shape, save_model
+from model import Transformer
 from rollout import Rollout, Sampling, colour_trace, generate
 from tasks import maths, pretrain
 from tasks.countdown import KINDS, Countdown
@@ -32,8 +34,7 @@ PERCENTILES = (5, 25, 50, 75, 80, 85, 90, 95, 99)
 
 
 def draw(problems: Sequence, seed: int, position: int, n: int) -> list:
-    """`n` problems from `position` on in an endless order, a fresh permutation every epoch.  A
-    function of its arguments alone: the position is all that a resumed run needs."""
+    """`n` problems from `position` on in an endless order, a fresh permutation every epoch."""
     out = []
     while len(out) < n:
         epoch, i = divmod(position + len(out), len(problems))
@@ -61,12 +62,9 @@ def ask(
     progress: bool = False,
 ) -> tuple[Rollout, list[str], Tensor]:
     """k responses to each problem: the samples, their texts, their rewards (B,) fp32, 1 or 0.
-    `seed` and the problems' `numbers` decide the random numbers, as in `generate`.
-
-    `starts`, a list of ids for each problem, are beginnings of responses that are continued; they
-    are part of the text and count towards `max_new`.  UserError where the model has no
-    probabilities; files.Stopped, on all ranks, when one has waited long enough to stop.
-    """
+    `seed` and the problems' `numbers` decide the random numbers, as in `generate`; `starts` are
+    ids with which each problem's responses begin, a part of the text and of `max_new`.  UserError
+    where the model has no probabilities; files.Stopped, on all ranks, when one waited to stop."""
     ranks, tokenizer = parallel.here(), world.tokenizer()
     ranks.doing(f"sampling {k} responses to {len(problems)} problems")
     starts = starts or [[]] * len(problems)
@@ -125,10 +123,8 @@ def measure(
     truncated share, in the small world the share of true statements; the samples."""
     problems, k = problems[: c.eval_problems or None], c.eval_k
     seed = seed_of("measure")
-    samples, texts, rewards = ask(
-        model, world, problems, k, c.max_new, how, seed, rows=c.rows, progress=progress
-    )
-    statements = [ok for text in texts for ok in world.statements(text)]
+    more = dict(rows=c.rows, progress=progress)
+    samples, texts, rewards = ask(model, world, problems, k, c.max_new, how, seed, **more)
     found = dict(
         accuracy=float(rewards.double().mean()),
         interval=interval(rewards.double().view(-1, k).mean(1), map(world.cluster, problems)),
@@ -136,12 +132,13 @@ def measure(
         truncated=1 - samples.finished.float().mean().item(),
     )
     if isinstance(world, Countdown):
+        statements = [ok for text in texts for ok in world.statements(text)]
         found["arithmetic"] = sum(statements) / max(len(statements), 1)
     return found, samples
 
 
 def validate(model: Transformer, world: World, splits: dict[str, list], c: Any) -> dict[str, float]:
-    """The columns of the log about the sets of --eval-data, or else about the held-out "val"."""
+    """The log's columns about the sets of --eval-data, or else about the held-out "val"."""
     out = {}
     for name in [k for k in splits if k not in SPLITS] or ["val"] * bool(splits["val"]):
         found, _ = measure(model, world, splits[name], c)
@@ -157,51 +154,43 @@ def remark(line: dict, c: Any) -> str:
     why = "each prompt's answers were all right or all wrong: more --prompts, or --group"
     if line["accuracy"] == 1:
         why = "all answers were right: take harder problems"
-    if line["accuracy"] == 0:
-        why = "all answers were wrong: check the --template, or take easier problems"
-    if line["accuracy"] == 0 and line["truncated"] > 0.9:
+    elif line["accuracy"] == 0 and line["truncated"] > 0.9:
         why = f"all answers were cut: raise --max-new {c.max_new}, or check the --template"
+    elif line["accuracy"] == 0:
+        why = "all answers were wrong: check the --template, or take easier problems"
     return f"no group was mixed, nothing to learn from: {why}"
 
 
 # ---------------------------------------------------------------------- what was sampled, in words
 
 
-def interval(
-    values: Sequence[float], clusters: Iterable[Hashable], resamples: int = 2000
-) -> tuple[float, float]:
-    """95% bootstrap interval of the mean of one value per problem, percentile method, fixed seed.
-
-    Whole clusters are drawn: problems about the same numbers share their luck."""
+def interval(values: Sequence[float], clusters: Iterable[Hashable]) -> tuple[float, float]:
+    """95% bootstrap interval of the mean of one value per problem, percentile method, fixed seed;
+    whole clusters are drawn: problems about the same numbers share their luck."""
     number = {}
     of = [number.setdefault(c, len(number)) for c in clusters]
     sums, sizes = np.bincount(of, np.asarray(values, dtype=np.float64)), np.bincount(of)
-    draws = np.random.default_rng(0).integers(0, len(sums), (resamples, len(sums)))
+    draws = np.random.default_rng(0).integers(0, len(sums), (2000, len(sums)))
     low, high = np.percentile(sums[draws].sum(1) / sizes[draws].sum(1), (2.5, 97.5))
     return float(low), float(high)
 
 
 def distribution(entropy: Tensor) -> dict[str, float]:
-    """entropy (n,) nats of sampled tokens -> percentiles "p5".."p99", `below_0.01` (share of
-    tokens, paper: 0.5064) and `top20_share` (share of all entropy that the ceil(n / 5) highest
+    """entropy (n,) nats of sampled tokens -> percentiles "p5".."p99", `mean`, `below_0.01` (share
+    of tokens, paper: 0.5064) and `top20_share` (share of all entropy that the ceil(n / 5) highest
     hold).  Raises ValueError on an empty pool."""
     if not len(entropy):
         raise ValueError("no sampled tokens: there is no entropy to describe")
     h = np.sort(entropy.cpu().double().numpy())[::-1]
-    out = {f"p{p}": float(np.percentile(h, p)) for p in PERCENTILES}
-    top = h[: -(-len(h) // 5)]
-    return out | {
-        "mean": float(h.mean()),
-        "below_0.01": float((h < 0.01).mean()),
-        "top20_share": float(top.sum() / max(h.sum(), 1e-12)),
-    }
+    out = {f"p{p}": float(np.percentile(h, p)) for p in PERCENTILES} | dict(mean=float(h.mean()))
+    share = h[: -(-len(h) // 5)].sum() / max(h.sum(), 1e-12)
+    return out | {"below_0.01": float((h < 0.01).mean()), "top20_share": float(share)}
 
 
 @torch.no_grad()
 def rescore(model: Transformer, samples: Rollout, temperature: float = 1.0) -> Tensor:
     """The entropies (n,) fp32 of all response tokens under `model`, teacher-forced."""
-    n = len(samples.finished)
-    device = model.head_weight.device
+    n, device = len(samples.finished), model.head_weight.device
     parts = (samples.sequences(range(i, min(i + 16, n)), device) for i in range(0, n, 16))
     return torch.cat([model(*p.scored(), temperature)[1] for p in parts]).cpu()
 
@@ -222,11 +211,8 @@ def by_kind(model: Transformer, samples: Rollout, T: float) -> dict[str, float]:
 
 
 def entropy_by_token(tokens: Tensor, entropy: Tensor, floor: int) -> list[tuple[int, float, int]]:
-    """(token id, mean entropy in nats of the positions where it was drawn, how often), the most
-    forking first.
-
-    tokens (n,) int64, entropy (n,).  Tokens drawn `floor` times or fewer are left out (paper: 100
-    of 10^6).
+    """tokens (n,) int64, entropy (n,) nats -> (token id, mean entropy where it was drawn, how
+    often), the most forking first, without those drawn `floor` times or fewer (paper: 100 of 10^6).
     """
     ids, inverse, counts = torch.unique(tokens, return_inverse=True, return_counts=True)
     total = torch.zeros(len(ids), dtype=torch.float64)
@@ -242,26 +228,23 @@ def describe(
     least forking tokens (drawn more than `floor` times), and the first sample coloured."""
     d = distribution(samples.entropy)
     words = entropy_by_token(samples.tokens[samples.response], samples.entropy, floor)
+    words = [f"{tokenizer.token(i).strip()} {h:.3f}" for i, h, _ in words]
     low, high = found["interval"]
-
-    def row(rows: list[tuple[int, float, int]]) -> str:
-        return "  ".join(f"{tokenizer.token(i).strip()} {h:.3f}" for i, h, _ in rows[:10])
-
     one = samples.sequences([0])
     shades = torch.zeros(len(one.tokens))
     shades[one.response.cpu()] = one.entropy.cpu()
     trace = colour_trace([tokenizer.token(i) for i in one.tokens.tolist()], shades.tolist())
-    percentiles = "  ".join(f"{p} {d[p]:.3f}" for p in ("p50", "p80", "p90", "p99"))
+    nats = f"mean {d['mean']:.3f} nats over {len(samples.entropy):,} tokens; percentiles "
+    nats += "  ".join(f"{p} {d[p]:.3f}" for p in ("p50", "p80", "p90", "p99"))
+    top = f"the top 20% hold {d['top20_share']:.0%} of all entropy"
     lines = {
         "accuracy": f"{found['accuracy']:.3f}  95% interval [{low:.3f}, {high:.3f}]",
         "arithmetic": f"{found.get('arithmetic', 0):.3f} of its statements are true",
         "length": f"{found['length']:.1f} tokens, {found['truncated']:.0%} are cut off",
-        "entropy": f"mean {d['mean']:.3f} nats over {len(samples.entropy):,} tokens; percentiles "
-        + percentiles,
-        "concentration": f"{d['below_0.01']:.0%} of tokens below 0.01 nats; the top 20% hold "
-        f"{d['top20_share']:.0%} of all entropy",
-        "most forking": row(words),
-        "least forking": row(words[::-1]),
+        "entropy": nats,
+        "concentration": f"{d['below_0.01']:.0%} of tokens below 0.01 nats; {top}",
+        "most forking": "  ".join(words[:10]),
+        "least forking": "  ".join(words[::-1][:10]),
         "a trace": trace.strip(),
     }
     if "arithmetic" not in found:
@@ -272,9 +255,8 @@ def describe(
 def show(
     which: str, model: Transformer, world: World, problems: list, c: Any, keep: Path | None = None
 ) -> dict[str, tuple[dict, Rollout]]:
-    """Measure the "base" or the "final" model on test problems and print the table: {which: (what
-    was found, samples)}, empty where there are no problems.  What is in the file `keep` is not
-    measured again."""
+    """Measure the "base" or the "final" model on test problems, if there are any, and print the
+    table: {which: (what was found, samples)}.  What is in the file `keep` is not measured again."""
     if not problems:
         return {}
     asked = repr((c.eval_k, problems[: c.eval_problems or None]))
@@ -286,9 +268,8 @@ def show(
     if keep:
         on_cpu = {k: x.cpu() for k, x in vars(samples).items()}
         weights.save(keep, dict(asked=asked, found=found, samples=on_cpu))
-    trained = f"after RLVR, --keep {c.keep} --rho {c.rho:g}"
-    title = f"{'base model' if which == 'base' else trained}, test split"
-    print("\n" + describe(title, found, samples, world.tokenizer()), flush=True)
+    name = "base model" if which == "base" else f"after RLVR, --keep {c.keep} --rho {c.rho:g}"
+    print(f"\n{describe(f'{name}, test split', found, samples, world.tokenizer())}", flush=True)
     return {which: (found, samples)}
 
 
@@ -331,12 +312,10 @@ def open_model(
     folder, ranks = published(folder), parallel.here()
     if (folder / "model.pt").exists():
         model, words = load_model(folder, "cpu" if ranks.mesh else device)
-        tokenizer = word_tokenizer(words)
-        if tokenizer.n_vocab != model.shape.vocab_size:
-            rows = model.shape.vocab_size
+        tokenizer, rows = word_tokenizer(words), model.shape.vocab_size
+        if tokenizer.n_vocab != rows:
             raise UserError(f"{folder}/model.pt: {tokenizer.n_vocab} words for {rows} rows")
-        model = parallel.place_weights(model, dtype) if ranks.mesh else model.to(dtype)
-        return model, tokenizer
+        return parallel.place_weights(model, dtype) if ranks.mesh else model.to(dtype), tokenizer
     if (folder / "metrics.jsonl").exists():
         raise UserError(f"{folder} is a run that has not ended: fork_gpt.py --resume {folder}")
     if not folder.exists():
@@ -345,16 +324,12 @@ def open_model(
         raise UserError(f"{folder}: no such folder" + get * (hub.count("/") == 1))
     if not (folder / "config.json").exists():
         raise UserError(f"{folder}: no model there: neither model.pt nor a published config.json")
-    weights.read_shape(folder / "config.json")  # what is no Qwen3 is said before its tokenizer
+    rows = read_shape(folder / "config.json").vocab_size  # first: the tokenizer may be no Qwen3's
     tokenizer = qwen_tokenizer(folder, eos)
-
-    def build(shape: Shape) -> Transformer:
-        return parallel.shard(shape, tokenizer.n_vocab, dtype)
-
-    model = from_pretrained(folder, dtype, device, build if ranks.mesh else None)
-    rows = model.full_shape.vocab_size
     if tokenizer.n_vocab > rows:
         raise UserError(f"{folder}: {tokenizer.n_vocab} tokens, but the model has {rows} rows")
+    build = partial(parallel.shard, n_vocab=tokenizer.n_vocab, dtype=dtype)
+    model = from_pretrained(folder, dtype, device, build if ranks.mesh else None)
     if not ranks.mesh:
         model.n_vocab = tokenizer.n_vocab
     return model, tokenizer
@@ -363,8 +338,7 @@ def open_model(
 def open_world(
     c: Any, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> tuple[Transformer, World]:
-    """The model that --model names and the world it is to be asked in.  UserError where the two do
-    not fit."""
+    """The model that --model names and its world.  UserError where the two do not fit."""
     if not c.data and not (Path(c.model) / "model.pt").exists():
         raise UserError(f"{c.model}: no model of the small world there; others need --data FILE")
     eos = template_of(c.template).eos if c.data else None
@@ -388,8 +362,7 @@ def fitting(world: Maths, problems: Sequence, max_prompt: int) -> list:
 def open_task(
     c: Any, device: torch.device, stop: Callable[[], bool]
 ) -> tuple[Transformer, World, dict[str, list], dict[str, float]]:
-    """(fp32 model, world, its problems by split, seconds spent on the model earlier).  UserError
-    for anything that cannot be trained on."""
+    """fp32 model, world, its problems by split, seconds spent on the model earlier.  UserError."""
     earlier = dict(cpu_seconds=0.0, wall_seconds=0.0)
     dtype = getattr(torch, c.dtype) if parallel.here().mesh else torch.float32
     if not c.data:
@@ -397,12 +370,10 @@ def open_task(
         splits = world.splits()
         if not all(splits.values()):
             raise UserError("this world has too few problems; raise --max-number, or change --ops")
-        if c.model:
-            model, _ = open_world(c, device, dtype)
-        else:
+        if not c.model:
             folder, earlier = pretrain.base_model(recipe_of(c), world, stop)
-            model, _ = open_model(folder, device, dtype=dtype)
-        return model, world, splits, earlier
+            c = replace(c, model=str(folder))
+        return *open_world(c, device, dtype), splits, earlier
     problems, counts = maths.read_problems(c.data.split(","), c.skip_bad)
     measured = maths.read_sets(c.eval_data, c.skip_bad)
     model, world = open_world(c, device, dtype)
@@ -424,8 +395,7 @@ def open_task(
 
 
 def save_result(folder: Path, model: Transformer, world: World, c: Any) -> None:
-    """What a run leaves: FOLDER/model, like the published folder that it came from, in the dtype
-    that computed; or FOLDER/model.pt of the small world."""
+    """FOLDER/model, like the published folder that it came from; or a small world's model.pt."""
     if c.data:
         ends = world.generation(c.temperature)
         parallel.export(model, c.model, folder / "model", ends, getattr(torch, c.dtype))

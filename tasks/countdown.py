@@ -8,29 +8,20 @@ trace* tries, and "." ends it:
     use 8 3 goal 24 ; try 8 + 3 = 11 no wait left 8 3 goal 24 ; try 8 * 3 = 24 yes answer 8 * 3 .
 
 After a "no" it may `wait` (start over), go `back` (to the last numbers with a try left) or `stop`.
-Which operands and which operation are a free choice, a fork; the arithmetic and the bookkeeping are
-determined.  The goal is restated before each choice: a model this small never learns to compare
-with a number far behind it.
+Operands and operation are a free choice, a fork; the arithmetic and the bookkeeping are determined.
+The goal is restated before each choice: a model this small never learns to look far behind.
 
 Real text also has *wording*: choices that decide nothing.  With `filler_share` above 0 a phrase of
-filler words stands before every `try`, `left`, `no` and `yes`:
+filler words stands before every `try`, `left`, `no` and `yes`, each place with its own synonyms,
+drawn with `filler_entropy` nats after all decisions are made; the grader does not see them:
 
     so let me try 8 + 3 = 11 so let us no stop .
 
-Each place of a phrase has its own synonyms, drawn with `filler_entropy` nats after all decisions
-are made; the grader does not see them.  The grammar tells of every token which it is: `kinds`.
-
-A world is what the loop asks of a task: `tokenizer()`, `encode(problem)` -> prompt ids,
-`reward(problem, text)` -> 1.0 or 0.0, `answer(problem, text)` -> what was answered or None,
-`asked(problem)` -> the question and the right answer, `name(problem)`, `cluster(problem)` -> what
-it shares with others that are as hard, and `statements(text)` -> of every statement that can be
-checked, whether it is true, and `kinds(ids)` -> an index into KINDS for every token of a stream, -1
-where no grammar tells.
+A world is what the loop asks of a task: the public methods that Countdown and maths.Maths share.
 """
 
 import ast
 import math
-import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +29,7 @@ from fractions import Fraction
 from functools import cache, cached_property, reduce
 from itertools import combinations, combinations_with_replacement
 from operator import add, mul, sub, truediv
+from random import Random
 
 from infra.files import UserError
 from tasks.tokenizer import Tokenizer, word_tokenizer
@@ -46,19 +38,15 @@ EOS = "."
 WORDS = [EOS, *"use goal ; try = left no yes wait back stop answer ( )".split()]
 KINDS = "bookkeeping", "decisions", "filler"
 # the synonyms for each place of a phrase, the usual one first
-FILLER = [
-    row.split()
-    for row in (
-        "so thus hence then therefore well okay right",
-        "let allow help have make get ask bid",
-        "me us you them him her it folks",
-        "now here next today first again once still",
-        "just simply only merely quickly slowly calmly briefly",
-        "see check look consider examine view inspect find",
-        "whether if how what why where when which",
-        "this that these those such each any some",
-    )
-]
+FILLER = """so thus hence then therefore well okay right
+let allow help have make get ask bid
+me us you them him her it folks
+now here next today first again once still
+just simply only merely quickly slowly calmly briefly
+see check look consider examine view inspect find
+whether if how what why where when which
+this that these those such each any some"""
+FILLER = [row.split() for row in FILLER.splitlines()]
 SLOTS = "try left no yes".split()  # words that a phrase stands before: one in 6 tokens
 # characters and parentheses of an answer that is read: far more than 8 numbers need
 MAX_ANSWER, MAX_DEPTH = 400, 30
@@ -99,15 +87,17 @@ class Countdown:
         if self.phrase(1) > len(FILLER) or self.filler_entropy > math.log(len(FILLER[0])):
             raise UserError("--filler-share is at most 0.57, --filler-entropy at most 2.07 nats")
 
+    @cache  # noqa: B019  worlds are values, and few
     def tokenizer(self) -> Tokenizer:
-        return _tokenizer(self)
+        filler = [w for row in FILLER for w in row] if self.filler_share else []
+        return word_tokenizer([*WORDS, *self.ops, *map(str, range(self.max_value + 1)), *filler])
 
     def encode(self, problem: Problem) -> list[int]:
         """The prompt's ids."""
         return self.tokenizer().encode(problem.prompt)
 
     def name(self, problem: Problem) -> str:
-        """What tells this problem from all others of the world."""
+        """What tells this problem from all others."""
         return problem.prompt
 
     def cluster(self, problem: Problem) -> tuple[int, ...]:
@@ -119,8 +109,7 @@ class Countdown:
         return problem.prompt, str(problem.goal)
 
     def moves(self, numbers: tuple[int, ...]) -> list[tuple[int, str, int, int, tuple[int, ...]]]:
-        """Every (a, op, b, result, numbers left) from here, larger operand first, without
-        repetition."""
+        """Every (a, op, b, result, numbers left) from here once, larger operand first."""
         out = {}
         for i, j in combinations(range(len(numbers)), 2):
             a, b = max(numbers[i], numbers[j]), min(numbers[i], numbers[j])
@@ -133,9 +122,13 @@ class Countdown:
                     out.setdefault((a, op, b, tuple(sorted(rest))), (a, op, b, c, (c, *rest)))
         return list(out.values())
 
+    @cache  # noqa: B019
     def reachable(self, numbers: tuple[int, ...]) -> frozenset[int]:
         """All values that using every number once can make."""
-        return _reachable(self, tuple(sorted(numbers)))
+        if len(numbers) == 1:
+            return frozenset(numbers)
+        after = (tuple(sorted(m[4])) for m in self.moves(numbers))
+        return frozenset().union(*map(self.reachable, after))
 
     def problems(self) -> list[Problem]:
         """Every solvable problem of this world, in a fixed order."""
@@ -144,41 +137,29 @@ class Countdown:
             Problem(s, g) for s in sets for g in sorted(self.reachable(s)) if g >= self.min_goal
         ]
 
-    def splits(self, test: float = 0.15, val: float = 0.15) -> dict[str, list[Problem]]:
+    def splits(self) -> dict[str, list[Problem]]:
         """Disjoint "train", "val" and "test" problems, the same on every machine and for every seed
-        of a run.
-
-        No number multiset of the test split occurs in the other two; validation problems are only
-        new as (numbers, goal) pairs.  Validation is for choosing settings, test for the final table
-        alone.
-        """
-        rng = random.Random(0)
-        out = {"train": [], "val": [], "test": []}
-        held_out = {}
+        of a run.  No number multiset of the test split occurs in the other two; those of
+        validation, which is for choosing settings, are only new as (numbers, goal) pairs."""
+        rng = Random(0)
+        out, held_out = {"train": [], "val": [], "test": []}, {}
         for p in self.problems():
             if p.numbers not in held_out:
-                held_out[p.numbers] = rng.random() < test
-            split = "test" if held_out[p.numbers] else "val" if rng.random() < val else "train"
+                held_out[p.numbers] = rng.random() < 0.15
+            split = "test" if held_out[p.numbers] else "val" if rng.random() < 0.15 else "train"
             out[split].append(p)
         for problems in out.values():
             rng.shuffle(problems)
         return out
 
     def trace(
-        self,
-        problem: Problem,
-        rng: random.Random,
-        skill: float,
-        attempts: int = 6,
-        p_stop: float = 0.3,
+        self, problem: Problem, rng: Random, skill: float, attempts: int = 6, p_stop: float = 0.3
     ) -> str:
         """A search trace for `problem`, prompt excluded, ending in ".".
 
         `skill` is the chance that the whole trace prefers moves after which the goal can still be
         reached; otherwise its moves are uniform.  No finished attempt is repeated.  After a "no" it
-        stops with chance `p_stop` (always after `attempts`), else it starts over or goes back one
-        try.
-        """
+        stops with chance `p_stop` (always after `attempts`), or starts over, or goes back a try."""
         guided = rng.random() < skill
         start = [(n, str(n)) for n in problem.numbers]  # values with the expressions that made them
         path, words, tried = (), [], 0  # path: the moves that led here
@@ -236,15 +217,17 @@ class Countdown:
         words = frozenset(w for row in FILLER for w in row) if self.filler_share else frozenset()
         return [p, *[rest] * (k - 1)], words
 
-    def worded(self, trace: str, rng: random.Random) -> str:
+    def worded(self, trace: str, rng: Random) -> str:
         """The trace with its phrases; in a world without filler the trace itself."""
-        (chances, filler), out = self.wording, []
-        for word in trace.split() if filler else ():
+        if not self.filler_share:
+            return trace
+        chances, out = self.wording[0], []
+        for word in trace.split():
             if word in SLOTS:
                 rows = FILLER[: self.phrase(word != "try")]
                 out += [rng.choices(row[: len(chances)], chances)[0] for row in rows]
             out.append(word)
-        return " ".join(out) if filler else trace
+        return " ".join(out)
 
     def plain(self, text: str) -> str:
         """The text without filler words."""
@@ -252,11 +235,9 @@ class Countdown:
         return " ".join(w for w in text.split() if w not in filler) if filler else text
 
     def kinds(self, ids: Sequence[int]) -> list[int]:
-        """Of every token of a stream of prompts and responses, what the grammar takes it for: an
-        index into KINDS.
-
-        Decisions are the operands and the operator after a `try`, the operator alone where two
-        numbers are left, and the word after a `no` unless it must be `stop`."""
+        """Of every token of a stream of prompts and responses, what it is by the grammar: an index
+        into KINDS.  Decisions are the operands and the operator after a `try`, the operator alone
+        where two numbers are left, and the word after a `no` unless it must be `stop`."""
         words, filler, out = self.tokenizer().words, self.wording[1], []
         left, noes, since, listing, before = 0, 0, 9, False, ""  # since: tokens since the last try
         for word in ("" if i < 256 else words[i - 256] for i in ids):
@@ -277,19 +258,14 @@ class Countdown:
 
     def reward(self, problem: Problem, response: str) -> float:
         """1.0 when the response ends in "." and the text after its last "answer" is an expression
-        over exactly the given numbers that equals the goal, else 0.0.  Never raises, whatever the
-        text."""
-        answer = self.answer(problem, response)
-        return float(
-            answer is not None and value_of(answer) == (problem.goal, sorted(problem.numbers))
-        )
+        over exactly the given numbers that equals the goal, else 0.0.  Never raises."""
+        found = value_of(self.answer(problem, response) or "")
+        return float(found == (problem.goal, sorted(problem.numbers)))
 
     def answer(self, problem: Problem, response: str) -> str | None:
         """The text between the last "answer" and the final ".", or None where one is missing."""
         _, found, answer = self.plain(response).rstrip().rpartition("answer ")
-        if not found or not answer.endswith(EOS):
-            return None
-        return answer.removesuffix(EOS).strip()
+        return answer.removesuffix(EOS).strip() if found and answer.endswith(EOS) else None
 
     def same(self, a: str, b: str) -> bool:
         """Whether two answers are one vote."""
@@ -303,13 +279,11 @@ class Countdown:
 
 
 def _apply(items: list[tuple[int, str]], move: tuple) -> list[tuple[int, str]]:
-    """The (value, expression) items after a move: its result first, then what was left, in
-    order."""
+    """The (value, expression) items after a move: its result first, then what was left."""
     a, op, b, c, _ = move
-    rest = list(items)
-    pair = []
+    rest, pair = list(items), []
     for value in (a, b):
-        i = next(i for i, (v, _) in enumerate(rest) if v == value)
+        i = [v for v, _ in rest].index(value)
         expression = rest.pop(i)[1]
         pair.append(f"( {expression} )" if " " in expression else expression)
     return [(c, f"{pair[0]} {op} {pair[1]}"), *rest]
@@ -319,27 +293,9 @@ def _left(items: list[tuple[int, str]], goal: int) -> list[str]:
     return ["left", *(str(v) for v, _ in items), "goal", str(goal), ";"]
 
 
-@cache
-def _tokenizer(world: Countdown) -> Tokenizer:
-    filler = [w for row in FILLER for w in row] if world.filler_share else []
-    return word_tokenizer([*WORDS, *world.ops, *map(str, range(world.max_value + 1)), *filler])
-
-
-@cache
-def _reachable(world: Countdown, numbers: tuple[int, ...]) -> frozenset[int]:
-    if len(numbers) == 1:
-        return frozenset(numbers)
-    after = (tuple(sorted(m[4])) for m in world.moves(numbers))
-    return frozenset().union(*(_reachable(world, rest) for rest in after))
-
-
 def value_of(text: str) -> tuple[Fraction, list[int]] | None:
-    """Value of an arithmetic expression and the sorted numbers it uses, or None when it is not one.
-
-    Exact rationals, + - * / and parentheses, usual precedence; anything else, a division by zero,
-    numbers of more than 6 digits, more than MAX_ANSWER characters or MAX_DEPTH parentheses are
-    None.
-    """
+    """Value of an arithmetic expression and the sorted numbers it uses, exact rationals, or None
+    for all but numbers of up to 6 digits, + - * / and parentheses, and for a division by zero."""
     if len(text) > MAX_ANSWER or text.count("(") > MAX_DEPTH:
         return None
     if re.fullmatch(r"(?:[0-9]{1,6}(?![0-9])|[-+*/() ])*", text) is None:
@@ -365,4 +321,4 @@ if __name__ == "__main__":
     print(countdown, {name: len(problems) for name, problems in splits.items()})
     problem = splits["train"][0]
     for i in range(3):
-        print(problem.prompt, countdown.trace(problem, random.Random(i), skill=0.4))
+        print(problem.prompt, countdown.trace(problem, Random(i), skill=0.4))

@@ -15,10 +15,9 @@ One JSON object a line, a JSON array of them, or rows of parquet, in any of the 
 
 Names are read in lower case.  The question is the first there is of QUESTIONS, after what stands in
 BEFORE; choices follow as lettered lines.  The golds there are of ANSWERS must agree; without them
-it is the first of OTHERWISE, then what `solution` or the last turn of a chat ends with: its boxes,
-or what it calls the answer.  Instructions that data sets put around a question are taken off: the
-template says how to answer.  Nothing is guessed: a line that is no problem stops the reading or,
-with --skip-bad, is counted by what is wrong with it.
+it is the first of OTHERWISE, then what `solution` or the last turn of a chat ends with.  What data
+sets say around a question is taken off: the template says how to answer.  A line that is no problem
+stops the reading or, with --skip-bad, is counted by what is wrong with it.
 """
 
 import argparse
@@ -52,7 +51,7 @@ LETTERS = "ABCDEFGHIJ"
 LETTER = re.compile(r"\(?\b([A-Ja-j])\s?[).:](?:\s|$)|([A-Ja-j])$")  # (A), "B) 5", "c"
 # what data sets say around a problem: DAPO's with `$Answer` or `\boxed{$Answer}`, verl's, PRIME's
 START = re.compile(
-    r"Solve the following math problem step by step\. The last line of your response should be of"
+    r"\ASolve the following math problem step by step\. The last line of your response should be of"
     r' the form "?Answer: [^\n]*\n\n'
 )
 END = re.compile(
@@ -70,26 +69,19 @@ class Bad(ValueError):
 
 @dataclass(frozen=True)
 class MathProblem:
-    """`answer` as it stands in the set `source`, out of its `\\boxed{}` or `####`."""
-
     question: str
-    answer: str
-    source: str
+    answer: str  # as it stands in the set, out of its `\boxed{}` or `####`
+    source: str  # the set's name
 
 
 @dataclass(frozen=True)
 class Template:
-    """What stands around the `{problem}`, the token that ends a text, the modes of `verify.grade`
-    that find the answer asked for, the usual one first, and whether thoughts come before it."""
+    """How a problem is put, and its answer found."""
 
-    text: str
-    eos: str
-    verifiers: tuple[str, ...]
-    thinks: bool = False
-
-    @property
-    def verifier(self) -> str:
-        return self.verifiers[0]
+    text: str  # with `{problem}` in it
+    eos: str  # the token that ends a text
+    verifiers: tuple[str, ...]  # modes of `verify.grade` that find the answer, the usual one first
+    thinks: bool = False  # thoughts come before the answer
 
 
 BOXED = "{problem}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
@@ -120,12 +112,12 @@ def template_of(name: str, system: str = "") -> Template:
         Q: {problem} Put the answer in \\boxed{}.
         A: {response}<|endoftext|>
     """
-    form = TEMPLATES[name] if name in TEMPLATES else template_in(Path(name))
-    if system and not (name in TEMPLATES and form.text.startswith("<|im_start|>")):
+    form = TEMPLATES.get(name) or template_in(Path(name))
+    if not system:
+        return form
+    if not (name in TEMPLATES and form.text.startswith("<|im_start|>")):
         raise UserError(f"--template {name} has no place for a --system")
-    if system:
-        form = replace(form, text=f"<|im_start|>system\n{braced(system)}<|im_end|>\n{form.text}")
-    return form
+    return replace(form, text=f"<|im_start|>system\n{braced(system)}<|im_end|>\n{form.text}")
 
 
 def template_in(path: Path) -> Template:
@@ -150,17 +142,13 @@ def braced(text: str) -> str:
 
 @dataclass(frozen=True)
 class Maths:
-    """Problems put by a template to a model of this tokenizer, graded by `verify`.
-
-    `template` names one of TEMPLATES or a file; `verifier` is a mode of `verify.grade`, by default
-    the template's; `system` is a chat template's system prompt.  Raises UserError where they do not
-    fit (every reward would be 0) or the tokenizer lacks a token of the template.
-    """
+    """A world as countdown.py's: problems put by a template to a model of this tokenizer, graded by
+    `verify`.  Raises UserError where they do not fit: every reward would be 0."""
 
     vocabulary: Tokenizer
-    template: str = "boxed"
-    verifier: str = ""
-    system: str = ""
+    template: str = "boxed"  # one of TEMPLATES or a file
+    verifier: str = ""  # a mode of `verify.grade`, by default the template's
+    system: str = ""  # a chat template's system prompt
 
     def __post_init__(self) -> None:
         form, added = self.form, self.vocabulary.added
@@ -184,31 +172,26 @@ class Maths:
         return self.vocabulary
 
     def generation(self, temperature: float) -> dict:
-        """A generation_config.json for what was trained in this template: where a text ends, and
-        that tokens are drawn from the whole distribution."""
-        ends = [self.vocabulary.eos, *self.vocabulary.stops.values()]
-        out = dict(eos_token_id=list(dict.fromkeys(ends)), do_sample=True)
-        return out | dict(temperature=temperature, top_p=1.0, top_k=0)
+        """A generation_config.json: where a text ends, and that tokens are drawn from the whole
+        distribution."""
+        ends = dict.fromkeys([self.vocabulary.eos, *self.vocabulary.stops.values()])
+        whole = dict(temperature=temperature, top_p=1.0, top_k=0)
+        return dict(eos_token_id=[*ends], do_sample=True) | whole
 
     def encode(self, problem: MathProblem) -> list[int]:
-        """The prompt's ids; special tokens that the question spells out stay plain text."""
         return self.vocabulary.encode_template(self.form.text, problem=problem.question)
 
     def name(self, problem: MathProblem) -> str:
-        """What tells this problem from all others: its set and 12 digits of its question's hash."""
         return f"{problem.source}:{_hash(problem.question)[:12]}"
 
     def cluster(self, problem: MathProblem) -> str:
-        """What problems share that are hard or easy together: nothing that a file says."""
-        return problem.question
+        return problem.question  # nothing that a file says is hard or easy as another
 
     def asked(self, problem: MathProblem) -> tuple[str, str]:
-        """The question and the right answer, as text."""
         return problem.question, problem.answer
 
     def statements(self, text: str) -> list[bool]:
-        """Nothing in free text can be checked statement by statement."""
-        return []
+        return []  # nothing in free text can be checked one by one
 
     kinds = None  # no grammar tells the decisions of free text from its wording
 
@@ -225,12 +208,11 @@ class Maths:
         return verify.dapo_normalize(found) if found and mode == "dapo" else found
 
     def same(self, a: str, b: str) -> bool:
-        """Whether two answers are one vote: 1/2 and 0.5 are, and so are 5, x = 5 and 5 cm, since
-        the grader lets name and unit be away."""
+        """Whether two answers are one vote: 1/2 and 0.5 are, and so are 5, x = 5 and 5 cm."""
         return a == b if self._mode() == "dapo" else _equal(a, b)
 
     def _mode(self) -> str:
-        return self.verifier or self.form.verifier
+        return self.verifier or self.form.verifiers[0]
 
     def _said(self, text: str) -> str:
         """A response without its end-of-text token, and after its thoughts; "" before their end."""
@@ -263,8 +245,7 @@ def _value(gold: str) -> bool:
 
 
 def only_text(gold: str) -> bool:
-    """Whether nothing but a gold's own spelling is right: mathematics that the grader cannot
-    read.  Words and names are read as what they are."""
+    """Whether nothing but a gold's own spelling is right: no words, and no value to the grader."""
     words = re.fullmatch(r"[^\W\d_]+(?:[-'., ]+[^\W\d_]+)*\.?", WORDS.sub("", gold))
     return not words and not _value(gold)
 
@@ -283,13 +264,9 @@ def read_problems(
     paths: Iterable[str | Path], skip_bad: bool = False
 ) -> tuple[list[MathProblem], dict[str, int]]:
     """Problems of files, each question once, and counts: "lines", "bad", "duplicates", and the bad
-    ones by kind.
-
-    Raises UserError, one line with the file, the line and what is wrong, for a file that cannot be
-    read or is empty and, unless `skip_bad`, for bad lines: the first of them, and how many of which
-    kind there are.  Bad is what is no problem, an answer that `verify.grade` does not accept for
-    itself, and an earlier question with another answer.
-    """
+    ones by kind.  Raises UserError for a file that cannot be read or is empty and, unless
+    `skip_bad`, for bad lines: what is no problem, an answer that `verify.grade` does not accept for
+    itself, and an earlier question with another answer."""
     problems, counts, bad = _read(paths)
     if bad and not skip_bad:
         kinds = told({kind: counts[kind] for kind in bad})
@@ -350,8 +327,7 @@ def told(counts: dict[str, int]) -> str:
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     """What stands in a file, each with its place: a parquet file's rows, a JSON array's items, or
-    the lines that are not blank; of a line over MAX_LINE only the start, so that memory stays
-    bounded whatever the file."""
+    the lines that are not blank, of which at most the start is held."""
     if path.suffix == ".parquet":
         yield from ((f"{path}, row {i}", row) for i, row in enumerate(_parquet(path), 1))
         return
@@ -391,11 +367,11 @@ def _parquet(path: Path) -> Iterator[dict]:
 
 def _record(row: Any) -> dict:
     """A line of JSON, or what was one, by lower-case names; a chat alone is its `messages`.  Raises
-    ValueError unless it is an object of at most MAX_LINE bytes, in UTF-8, no name twice."""
+    ValueError unless it is an object of at most MAX_LINE bytes."""
     if type(row) is bytes:
         if len(row) > MAX_LINE:
             raise ValueError(f"is longer than {MAX_LINE:,} bytes; one problem a line is needed")
-        row = parse_json(row)  # a byte order mark is no part of the text
+        row = parse_json(row)
     if type(row) is list and row and all(type(m) is dict and {"from", "role"} & {*m} for m in row):
         row = dict(messages=row)
     if type(row) is not dict:
@@ -420,9 +396,7 @@ def _question(record: dict) -> str:
     if type(text) is list:
         users = _turns(text, "user", "human")
         text = users[-1]["text"] if users else None
-    text = text.strip() if type(text) is str else ""
-    if wrapped := START.match(text):
-        text = text[wrapped.end() :]
+    text = START.sub("", text.strip()) if type(text) is str else ""
     text = (text[:-400] + END.sub("", text[-400:])).strip()  # of endless spaces only these
     if not text:
         why = f"{name} is no text and no chat with one: {_short(record[name])}"
@@ -443,8 +417,7 @@ def _question(record: dict) -> str:
 
 
 def _choices(record: dict) -> list[str | float]:
-    """A record's choices, texts or numbers, in their order and without letters; none where it has
-    none.  Raises ValueError for what is no list of them."""
+    """A record's choices, texts or numbers, if it has any, without letters.  Raises ValueError."""
     name = next((name for name in CHOICES if record.get(name)), None)
     given = record.get(name)
     if type(given) is dict and "".join(given).upper() == LETTERS[: len(given)]:
@@ -453,35 +426,30 @@ def _choices(record: dict) -> list[str | float]:
     if name and not (good and all(type(x) in (str, int, float) for x in given)):
         raise Bad("with odd choices", f"{name} is no list of choices: {_short(record[name])}")
     texts = [x.strip() if type(x) is str else x for x in given or []]
-    lead = [rf"\(?{x}[).:]\s*" for x in LETTERS[: len(texts)]]
-    if not all(type(x) is str and re.match(r, x) for r, x in zip(lead, texts, strict=True)):
-        return texts
-    return [re.sub(r, "", x, count=1) for r, x in zip(lead, texts, strict=True)]  # own letters
+    lead = [(rf"\A\(?{letter}[).:]\s*", x) for letter, x in zip(LETTERS, texts, strict=False)]
+    lettered = all(type(x) is str and re.match(r, x) for r, x in lead)
+    return [re.sub(r, "", x) for r, x in lead] if lettered else texts
 
 
 def _answer(record: dict) -> str:
-    """A record's answer.  Raises ValueError where it is missing, no text or number, or where two
-    fields disagree."""
-    found = {name: record[name] for name in ANSWERS if record.get(name) is not None}
+    """A record's answer.  Raises ValueError for one that is missing, and for two that differ."""
     model = record.get("reward_model")
-    if type(model) is dict and model.get("ground_truth") is not None:
-        found["reward_model.ground_truth"] = model["ground_truth"]
+    model = model if type(model) is dict else {}
     chats = [record[n] for n in QUESTIONS[2:5] if type(record.get(n)) is list]
     ends = [turn for chat in chats for turn in _turns(chat[-1:], "assistant", "gpt")]
-    for turn in ends:
-        if turn.get("ground_truth") is not None:
-            found["ground_truth of a turn"] = turn["ground_truth"]
-    more = {name: record.get(name) for name in (*OTHERWISE, "solution")}
-    for name, value in (more | dict(chat=ends[0]["text"] if ends else None)).items():
-        if not found and value is not None:
-            found[name] = value
+    given = [(name, record.get(name)) for name in ANSWERS]
+    given += [("reward_model.ground_truth", model.get("ground_truth"))]
+    given += [("ground_truth of a turn", turn.get("ground_truth")) for turn in ends]
+    others = [(name, record.get(name)) for name in (*OTHERWISE, "solution")]
+    others += [("chat", turn["text"]) for turn in ends[:1]]
+    found = {name: value for name, value in given if value is not None}
+    found = found or dict([x for x in others if x[1] is not None][:1])
     if not found:
         names = ", ".join((*ANSWERS, "reward_model.ground_truth", *OTHERWISE, "solution"))
         raise Bad("without a gold", f"has none of {names}, only {_short(list(record))}")
     choices = _choices(record)
-    answers = {name: _gold(name, value, choices) for name, value in found.items()}
-    (name, answer), *others = answers.items()
-    for other, value in others:
+    (name, answer), *more = [(name, _gold(name, value, choices)) for name, value in found.items()]
+    for other, value in more:
         if not _equal(answer, value, any):
             raise Bad("contradictions", f"{name} is {_short(answer)}, {other} is {_short(value)}")
     return answer
@@ -493,10 +461,8 @@ def _gold(name: str, value: Any, choices: list[str]) -> str:
     if type(value) is dict and [*value] == ["value"]:
         value = value["value"]
     if type(value) is str and re.match(r'\s*\["', value):
-        try:
+        with suppress(ValueError):  # no list after all
             value = json.loads(value)
-        except ValueError:
-            pass  # no list after all
     if type(value) is list and len(value) > 1:
         raise Bad("with several golds", f"{name} has {len(value)} answers: {_short(value)}")
     if type(value) is list and value:
@@ -510,25 +476,20 @@ def _gold(name: str, value: Any, choices: list[str]) -> str:
     elif type(value) is not str:
         raise Bad("without a gold", f"{name} is no text and no number: {_short(value)}")
     value.encode()
-    text = value.strip()
-    if name in ("solution", "chat"):
-        text = text[: proof.start()] if (proof := PROOF.search(text)) else text
+    text, whole = value.strip(), name in ("solution", "chat")
+    if whole and (proof := PROOF.search(text)):
+        text = text[: proof.start()]
     if "####" in text:
         text = text.rpartition("####")[2].strip()
     elif re.search(r"\\(?:boxed|fbox)\b", text):
-        text = _boxed(text)
-    elif name in ("solution", "chat"):
+        parts = (verify._joined_boxes(text) or verify.extract(text, "boxed") or "").split(" ; ")
+        differ = [x for i, x in enumerate(parts) if not any(_equal(x, y) for y in parts[:i])]
+        text = " ; ".join(differ)  # the last boxes, where they were joined a list
+    elif whole:
         text = (verify.extract(text) or (text if _value(text) else "")).strip("$ ")
     if WORDS.sub("", text).strip(".").lower() in NO_GOLD or PROOF.match(text):
         raise Bad("without a gold", f"{name} is empty or names no final answer: {_short(value)}")
     return _letter(name, text, choices) if choices else text
-
-
-def _boxed(text: str) -> str:
-    """What the last boxes of a solution say together: joined ones are a list of what differs."""
-    parts = (verify._joined_boxes(text) or verify.extract(text, "boxed") or "").split(" ; ")
-    kept = [x for i, x in enumerate(parts) if not any(_equal(x, y) for y in parts[:i])]
-    return " ; ".join(kept)
 
 
 def _letter(name: str, value: str | float, choices: list) -> str:
@@ -552,8 +513,8 @@ def _short(value: Any) -> str:
 
 
 def split_by_hash(problems: Sequence[MathProblem], holdout: float) -> dict[str, list[MathProblem]]:
-    """Disjoint "train", "val" and "test", each problem's place a function of its question alone:
-    the same in every file, order and machine.  val and test get the share `holdout` each."""
+    """Disjoint "train", "val" and "test", the last two of the share `holdout` each; a problem's
+    place is a function of its question alone."""
     out: dict[str, list[MathProblem]] = {"train": [], "val": [], "test": []}
     for problem in problems:
         lot = int(_hash(problem.question)[:12], 16) / 16**12  # uniform in [0, 1)

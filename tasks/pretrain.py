@@ -2,8 +2,8 @@
 
     python -m tasks.pretrain        # trains the default base and caches it below runs/
 
-Many of the traces try at random and give up early: the model learns how to search and to calculate,
-and searches badly.  RLVR teaches it where to go.
+Many of the traces try at random and give up early: the model learns how to search, and does it
+badly.  RLVR teaches it where to go.
 """
 
 import hashlib
@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 import parallel
@@ -46,15 +45,10 @@ class Pretrain:
 
 
 def make_optimizer(
-    parameters: Sequence[nn.Parameter],
-    lr: float,
-    weight_decay: float,
-    beta2: float,
-    name: str = "adamw",
+    parameters: Sequence, lr: float, weight_decay: float, beta2: float, name: str = "adamw"
 ) -> torch.optim.Optimizer:
     """AdamW, beta1 0.9, that decays the matrices and not the norms; "adamw8", the same with moments
-    of a byte; or "sgd", p -= lr g and nothing else: at the learning rates that it needs, a decay of
-    lr 0.1 a step would erase the weights."""
+    of a byte; or "sgd", p -= lr g alone: at the lr that it needs, decay would erase the weights."""
     if name == "sgd":
         return torch.optim.SGD(parameters, lr=lr)
     matrices, norms = ([p for p in parameters if (p.ndim == 2) == two] for two in (True, False))

@@ -1,14 +1,11 @@
 """Two `tiktoken.Encoding`s behind one small class: the small world's and Qwen3's.
 
-The small world's: one token per word and per number, each carrying the space before it, so that a
-trace of 60 words is 60 tokens.  All 256 single bytes are in the vocabulary too: any input encodes,
-none can crash it (tiktoken panics on a byte it does not know, and a Rust panic is not an
-`Exception`).
+The small world's: one token per word and per number, each with the space before it.  All 256 bytes
+are tokens too: tiktoken panics on a byte it does not know, and that is no `Exception`.
 
 Qwen3's: byte-level BPE, read from the published files.  Those list the merges in order; tiktoken
-joins whichever two neighbours make the token of the lowest id.  The two are the same function when
-ids rise with merge order and every merge is the one that tiktoken would make: `bpe_ranks` asserts
-both.  The text is NFC-normalised first, as it was when the model was trained.
+joins whichever two neighbours make the token of the lowest id.  `bpe_ranks` asserts that both are
+one function.  The text is NFC-normalised first, as it was when the model was trained.
 """
 
 import re
@@ -20,7 +17,7 @@ from pathlib import Path
 
 import tiktoken
 
-from infra.files import UserError, read_bytes, read_json
+from infra.files import UserError, need, read_bytes, read_json
 
 QWEN_SPLIT = (  # BPE never joins across these pieces: words, single digits, punctuation, whitespace
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -31,34 +28,27 @@ MAX_BLANK = 900_000  # whitespace characters in a row; near 1,000,000 tiktoken's
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """An encoding, the id that ends a text, and `prefix`, put before a text so that its first word
-    is whole. `words` rebuilds a word tokenizer: `word_tokenizer(words)`.  `stops`: all tokens that
-    end a text, `eos` being the one that a text is taught to end with.
-
-    `added` holds the tokens that are matched as whole strings before BPE, and their ids.  Those in
-    `special` (<|im_end|>) steer the model, the others (<think>) are ordinary text that happens to
-    be one token.  `nfc`: the text between them is NFC-normalised.
-    """
+    """Text to ids and back.  Of the tokens in `added`, those in `special` (<|im_end|>) steer the
+    model, the others (<think>) are ordinary text that happens to be one token."""
 
     encoding: tiktoken.Encoding
-    eos: int
-    prefix: str = ""
-    words: tuple[str, ...] = ()
-    added: Mapping[str, int] = field(default_factory=dict, hash=False)
+    eos: int  # the one of `stops` that a text is taught to end with
+    prefix: str = ""  # put before a text so that its first word is whole
+    words: tuple[str, ...] = ()  # `word_tokenizer(words)` makes this one again
+    added: Mapping[str, int] = field(default_factory=dict, hash=False)  # matched before BPE
     special: frozenset[str] = frozenset()
-    nfc: bool = False
-    stops: Mapping[str, int] = field(default_factory=dict, hash=False)
+    nfc: bool = False  # what is between added tokens is NFC-normalised
+    stops: Mapping[str, int] = field(default_factory=dict, hash=False)  # all that end a text
 
     @property
     def n_vocab(self) -> int:
-        """Every id is below this and every number below this is an id.  A model may have more rows
-        (Qwen3: 151,936 for 151,669 ids): logits from `n_vocab` on are padding, never sampled."""
+        """Ids are the numbers below this.  A model may have more rows (Qwen3: 151,936 for 151,669
+        ids): logits from `n_vocab` on are padding, never sampled."""
         return self.encoding.n_vocab
 
     def encode(self, text: str) -> list[int]:
         """Text -> ids; special tokens written in the text are plain text, so data cannot forge an
-        end-of-text.  Added tokens that are not special become their one id, in data too.  Raises
-        ValueError, where `nfc`, for 900,000 whitespace characters in a row.
+        end-of-text.  Raises ValueError, where `nfc`, for 900,000 whitespace characters in a row.
 
         Qwen's own code turns special tokens of the data into their ids; all else is equal, but for
         the hundred rare combining marks newer than Unicode 9, whose order Python's NFC knows.
@@ -67,21 +57,15 @@ class Tokenizer:
         for piece, token in self._cut(self.prefix + text, special=False):
             if self.nfc:
                 piece = unicodedata.normalize("NFC", piece)
-                if len(piece) >= MAX_BLANK and any(
-                    len(blank) >= MAX_BLANK for blank in re.findall(r"\s+", piece)
-                ):
+                blanks = re.findall(r"\s+", piece) if len(piece) >= MAX_BLANK else ()
+                if any(len(blank) >= MAX_BLANK for blank in blanks):
                     raise ValueError(f"the text has {MAX_BLANK} whitespace characters in a row")
             ids += self.encoding.encode_ordinary(piece) + token
         return ids
 
     def encode_template(self, template: str, **data: str) -> list[int]:
-        """`template.format(**data)` -> ids, where the special tokens of the template become their
-        ids and those in the data stay plain text:
-
-            encode_template("<|im_start|>user\\n{problem}<|im_end|>\\n", problem=text)
-
-        Data is joined to the template's text before BPE, as when the whole was one string.  Braces
-        of the template's own are doubled: `\\boxed{{}}`.  Raises KeyError for a field without data.
+        """`template.format(**data)` -> ids, where special tokens of the template become their ids
+        and those in the data stay plain text.  Data and the template's text are one string to BPE.
         """
         ids = []
         for piece, token in self._cut(template, special=True):
@@ -89,9 +73,8 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """Ids -> text, the exact inverse of `encode` (of the NFC form where `nfc`), special tokens
-        included; bytes that are not UTF-8 become U+FFFD.  Raises KeyError for an id that is none.
-        """
+        """Ids -> text, the exact inverse of `encode` (of the NFC form where `nfc`); bytes that are
+        not UTF-8 become U+FFFD.  Raises KeyError for an id that is none."""
         return self.encoding.decode(ids).removeprefix(self.prefix)
 
     def token(self, i: int) -> str:
@@ -115,32 +98,24 @@ class Tokenizer:
 
 
 def word_tokenizer(words: Sequence[str]) -> Tokenizer:
-    """A tokenizer whose whole-word tokens are " word" for every word; the first word ends a
-    text."""
+    """A tokenizer with a token " word" for every word; the first one ends a text."""
     ranks = {bytes([b]): b for b in range(256)}
     for word in words:
         ranks[f" {word}".encode()] = len(ranks)
-    encoding = tiktoken.Encoding(
-        "words",
-        pat_str=r" ?\w+| ?[^\w\s]|\s+",
-        mergeable_ranks=ranks,
-        special_tokens={},
-        explicit_n_vocab=len(ranks),
-    )
+    how = dict(pat_str=r" ?\w+| ?[^\w\s]|\s+", mergeable_ranks=ranks, special_tokens={})
+    encoding = tiktoken.Encoding("words", **how)
     eos = ranks[f" {words[0]}".encode()]
     return Tokenizer(encoding, eos, prefix=" ", words=tuple(words), stops={words[0]: eos})
 
 
 def qwen_tokenizer(folder: str | Path, eos: str | None = None) -> Tokenizer:
     """Qwen2's and Qwen3's tokenizer, from tokenizer.json, or where there is none from vocab.json,
-    merges.txt and the added tokens of tokenizer_config.json.
+    merges.txt and the added tokens of tokenizer_config.json.  Raises UserError for any that this
+    one could not reproduce exactly.
 
     `eos` names the special token that ends a text; by default `eos_token` of tokenizer_config.json
     (<|endoftext|> for base models, <|im_end|> for chat models).  Both stop one, and so does what
     generation_config.json lists.
-
-    Raises UserError, one line that names the file, for a file that is missing, truncated or no
-    JSON, and for any tokenizer that this one could not reproduce exactly.
     """
     folder = Path(folder)
     one, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
@@ -153,11 +128,10 @@ def qwen_tokenizer(folder: str | Path, eos: str | None = None) -> Tokenizer:
             raise UserError(f"{folder}: has neither tokenizer.json nor vocab.json")
         vocab = read_json(vocab_at)
         try:
-            lines = (
-                read_bytes(merges_at).decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
-            )
+            lines = read_bytes(merges_at).decode().replace("\r\n", "\n")
         except UnicodeDecodeError as e:
             raise UserError(f"{merges_at}: is not UTF-8 at byte {e.start}") from None
+        lines = lines.removesuffix("\n").split("\n")
         merges = lines[1:] if lines[0].startswith("#version") else lines
         entries = added_in_config(config)
     need(type(vocab) is dict, vocab_at, "the vocabulary is no object")
@@ -175,13 +149,8 @@ def qwen_tokenizer(folder: str | Path, eos: str | None = None) -> Tokenizer:
         eos = eos.get("content") if type(eos) is dict else eos
         need(type(eos) is str, config, "eos_token is missing or no string")
     need(eos in special, added_at, f"{eos!r}, to end a text, is no special token")
-    encoding = tiktoken.Encoding(
-        "qwen",
-        pat_str=QWEN_SPLIT,
-        mergeable_ranks=ranks,
-        special_tokens=added,
-        explicit_n_vocab=len(ids),
-    )
+    how = dict(pat_str=QWEN_SPLIT, mergeable_ranks=ranks, special_tokens=added)
+    encoding = tiktoken.Encoding("qwen", **how)
     stops = {t: added[t] for t in (eos, "<|im_end|>", "<|endoftext|>") if t in special}
     stops |= listed_stops(folder / "generation_config.json", added)
     return Tokenizer(encoding, added[eos], added=added, special=special, nfc=True, stops=stops)
@@ -199,11 +168,8 @@ def listed_stops(path: Path, added: dict[str, int]) -> dict[str, int]:
 def bpe_ranks(
     vocab: dict[str, int], merges: list, vocab_at: Path, merges_at: Path
 ) -> dict[bytes, int]:
-    """The bytes of every token -> its id, for tiktoken.
-
-    Raises UserError unless tiktoken's rule, join the neighbours whose union has the lowest id,
-    is the same function as the merges in their order.
-    """
+    """The bytes of every token -> its id, for tiktoken.  Raises UserError unless its rule, join the
+    neighbours whose union has the lowest id, is the same function as the merges in their order."""
     table = byte_table()
     need(set().union(*vocab) <= table.keys(), vocab_at, "a token is not in GPT-2's byte alphabet")
     need(table.keys() <= vocab.keys(), vocab_at, "some of the 256 single bytes are no tokens")
@@ -247,8 +213,7 @@ def byte_table() -> dict[str, int]:
 
 def from_tokenizer_json(path: Path) -> tuple[dict, list, list]:
     """Vocabulary, merges and added tokens of a tokenizer.json.  Raises UserError unless its steps
-    are Qwen's: NFC, the split, byte-level BPE, nothing added.  (Its `truncation` and `padding` are
-    of batches, and a BPE that knows every byte has no use for `unk_token`.)"""
+    are Qwen's: NFC, the split, byte-level BPE, nothing added."""
     whole = read_json(path)
     model = whole.get("model")
     kind = model.get("type") if type(model) is dict else None
@@ -256,24 +221,21 @@ def from_tokenizer_json(path: Path) -> tuple[dict, list, list]:
     for name in ("byte_fallback", "dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         need(not model.get(name), path, f"BPE with {name} is not supported")
     need(whole.get("normalizer") == {"type": "NFC"}, path, "the normalizer is not NFC")
-    pattern = {"Regex": QWEN_SPLIT}
-    split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
-    to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    split = dict(type="Split", pattern={"Regex": QWEN_SPLIT}, behavior="Isolated", invert=False)
+    to_bytes = dict(type="ByteLevel", add_prefix_space=False, use_regex=False)
     qwens = [  # `trim_offsets` changes no id
-        {"type": "Sequence", "pretokenizers": [split, to_bytes | {"trim_offsets": trim}]}
+        dict(type="Sequence", pretokenizers=[split, to_bytes | dict(trim_offsets=trim)])
         for trim in (False, True)
     ]
     same = whole.get("pre_tokenizer") in qwens
     need(same, path, "the pre_tokenizer is not Qwen2's split, then ByteLevel")
     after = whole.get("post_processor") or {"type": "ByteLevel"}
+    after = after if type(after) is dict else {}
     text_alone = [{"Sequence": {"id": "A", "type_id": 0}}]  # a template that adds no token
-    same = type(after) is dict and (
-        after.get("type") == "ByteLevel" or after.get("single") == text_alone
-    )
+    same = after.get("type") == "ByteLevel" or after.get("single") == text_alone
     need(same, path, "the post_processor adds tokens; Qwen's adds none")
-    vocab, merges, added = model.get("vocab"), model.get("merges"), whole.get("added_tokens")
-    need(type(merges) is list, path, "the merges are no list")
-    return vocab, merges, added
+    need(type(model.get("merges")) is list, path, "the merges are no list")
+    return model.get("vocab"), model["merges"], whole.get("added_tokens")
 
 
 def added_in_config(path: Path) -> list:
@@ -309,9 +271,3 @@ def added_tokens(entries: list, path: Path) -> tuple[dict[str, int], frozenset[s
         added[text] = i
         special |= {text} if entry["special"] else set()
     return added, frozenset(special)
-
-
-def need(good: object, path: Path, message: str) -> None:
-    """Raises UserError, "path: message", unless `good`."""
-    if not good:
-        raise UserError(f"{path}: {message[:200]}")

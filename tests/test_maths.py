@@ -3,7 +3,7 @@ token, and rewards that no template can fake."""
 
 import hashlib
 import json
-import random
+import math
 import subprocess
 import sys
 import tracemalloc
@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_qwen_tokenizer import train
@@ -39,18 +38,40 @@ def write(folder, *records, name="a.jsonl"):
     return path
 
 
-def plain(counts):
-    return {k: counts[k] for k in ("lines", "bad", "duplicates")}
+def tally(counts):
+    return tuple(counts[k] for k in ("lines", "bad", "duplicates"))
 
 
 def read_one(folder, record):
     (problem,), counts = read_problems([write(folder, record)])
-    assert plain(counts) == dict(lines=1, bad=0, duplicates=0) and problem.source == "a"
+    assert tally(counts) == (1, 0, 0) and problem.source == "a"
     return problem.question, problem.answer
 
 
 def chat(*said):
     return [{"role": role, "content": text} for role, text in said]
+
+
+@pytest.fixture
+def parquet(monkeypatch):
+    """pyarrow as far as it is used: a ParquetFile whose batches are lists of rows; ValueError and
+    OSError are the bases of its errors."""
+
+    class ParquetFile:
+        def __init__(self, path):
+            text = Path(path).read_text()
+            if not text.startswith("PAR1"):
+                raise ValueError("Parquet magic bytes not found in footer.\nIs it one?")
+            self.rows = json.loads(text[4:])
+
+        def iter_batches(self):
+            for i in range(0, len(self.rows), 2):
+                yield types.SimpleNamespace(to_pylist=lambda i=i: self.rows[i : i + 2])
+
+    module = types.ModuleType("pyarrow.parquet")
+    module.ParquetFile = ParquetFile
+    monkeypatch.setitem(sys.modules, "pyarrow", types.ModuleType("pyarrow"))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", module)
 
 
 # ------------------------------------------------------------------ what is read
@@ -103,7 +124,7 @@ def test_blank_lines_marks_and_line_ends_are_no_problem(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(text)
     problems, counts = read_problems([str(tmp_path / "a.jsonl")])
     assert [(p.question, p.answer) for p in problems] == [("A", "1"), ("B\u2028é", "2")]
-    assert plain(counts) == dict(lines=2, bad=0, duplicates=0)
+    assert tally(counts) == (2, 0, 0)
 
 
 FORMS = [json.loads(line) for line in open(Path(__file__).with_name("real_forms.jsonl"))]
@@ -132,7 +153,7 @@ def test_an_array_of_problems_is_read_as_lines_are(tmp_path):
 # ------------------------------------------------------------------ what is refused
 
 
-BAD = [
+BAD_LINES = [
     (b'{"problem": "A", "answer"', "is no JSON at character 26: Expecting ':' delimiter"),
     (b"<html>", "is no JSON at character 0"), (b"\xff\xfe{\x00", "is not UTF-8 at byte 0"),
     (b'{"problem": "caf\xe9", "answer": 1}', "is not UTF-8 at byte 16"),
@@ -141,42 +162,40 @@ BAD = [
     ([GOOD], "is no JSON object but [{"), ("text", "is no JSON object but 'text'"),
     (None, "is no JSON object but None"),
     (b'{"problem": "A", "answer": 1, "answer": 2}', "a name stands twice"),
-    ({}, "has none of problem, question, prompt"),
-    ({"text": "A", "answer": 1}, "input, only ['text', 'answer']"),
-    ({"problem": "A"}, "has none of answer, final_answer, gold, expected_answer"),
-    ({"problem": "A", "answer": None}, "has none of answer"),
-    ({"problem": "A", "reward_model": "5"}, "has none of answer"),
-    ({"problem": 5, "answer": 1}, "problem is no text and no chat with one: 5"),
-    ({"problem": " \n", "answer": 1}, "problem is no text"),
-    ({"problem": {"en": "A"}, "answer": 1}, "problem is no text"),
-    ({"problem": START + "\n" + END, "answer": 1}, "problem is no text"),
-    ({"prompt": [], "answer": 1}, "prompt is no text"),
-    ({"prompt": ["A"], "answer": 1}, "prompt is no text"),
-    ({"prompt": chat(("system", "A")), "answer": 1}, "prompt is no text"),
-    ({"prompt": [{"role": "user", "content": [{"text": "A"}]}], "answer": 1}, "prompt is no"),
-    ({"problem": "\ud800", "answer": 1}, "surrogates"),
-    ({"problem": "A", "answer": "\udfff"}, "surrogates"),
-    ({"problem": "A", "answer": ""}, "answer is empty"),
-    ({"problem": "A", "answer": " \t", "gold": 5}, "answer is empty"),
-    ({"problem": "A", "answer": True}, "answer is no text and no number: True"),
-    ({"problem": "A", "answer": []}, "answer is no text"),
-    ({"problem": "A", "answer": ["1", "2"]}, "answer has 2 answers: ['1', '2']"),
-    ({"problem": "A", "answer": [None]}, "answer is no text"),
-    ({"problem": "A", "answer": ["x" * 1000, "2"]}, "answer has 2 answers: ['xxx"),
-    ({"problem": "A", "reward_model": {"ground_truth": ["1", "2"]}}, "ground_truth has 2 answers"),
-    (b'{"problem": "A", "answer": NaN}', "answer is no text and no number: nan"),
-    (b'{"problem": "A", "answer": -Infinity}', "answer is no text and no number: -inf"),
     (b'{"problem": "A", "answer": 1e999}', "answer is no text and no number: inf"),
-    ({"problem": "A", "answer": "nan"}, "answer is empty or names no final answer: 'nan'"),
-    ({"problem": "A", "answer": "See the book. ####"}, "names no final answer"),
-    ({"problem": "A", "answer": "\\boxed{5"}, "names no final answer"),
-    ({"problem": "A", "solution": "It is\nobvious."}, "names no final answer"),
-    ({"problem": "A", "solution": "word " * 50}, "names no final answer"),
-    ({"problem": "A", "answer": "5}"}, "the answer '5}' cannot be verified"),
-    ({"problem": "A", "answer": "$.$"}, "names no final answer: '$.$'"),
-    ({"problem": "A", "answer": "5", "final_answer": "6"}, "answer is '5', final_answer is '6'"),
-    ({"problem": "A", "gold": 5, "reward_model": {"ground_truth": "7"}}, "ground_truth is '7'"),
 ]  # fmt: skip
+BAD_QUESTIONS = {  # beside a good answer
+    "has none of problem, question, prompt": [{}],
+    "input, only ['answer', 'text']": [{"text": "A"}],
+    "problem is no text and no chat with one: 5": [{"problem": 5}],
+    "problem is no text": [{"problem": x} for x in (" \n", {"en": "A"}, START + "\n" + END)],
+    "prompt is no text": [{"prompt": x} for x in ([], ["A"], chat(("system", "A")))],
+    "prompt is no text and": [{"prompt": chat(("user", [{"text": "A"}]))}],
+    "surrogates": [{"problem": "\ud800"}],
+}
+BAD_GOLDS = {  # beside a good question
+    "has none of answer, final_answer, gold, expected_answer": [{}],
+    "has none of answer": [{"answer": None}, {"reward_model": "5"}],
+    "surrogates": [{"answer": "\udfff"}],
+    "answer is empty": [{"answer": ""}, {"answer": " \t", "gold": 5}],
+    "answer is no text": [{"answer": []}, {"answer": [None]}],
+    "answer is no text and no number: True": [{"answer": True}],
+    "answer is no text and no number: nan": [{"answer": math.nan}],
+    "answer is no text and no number: -inf": [{"answer": -math.inf}],
+    "answer has 2 answers: ['1', '2']": [{"answer": ["1", "2"]}],
+    "answer has 2 answers: ['xxx": [{"answer": ["x" * 1000, "2"]}],
+    "ground_truth has 2 answers": [{"reward_model": {"ground_truth": ["1", "2"]}}],
+    "answer is empty or names no final answer: 'nan'": [{"answer": "nan"}],
+    "names no final answer": [{"answer": x} for x in ("See the book. ####", "\\boxed{5")],
+    "solution is empty or names no": [{"solution": x} for x in ("It is\nobvious.", "word " * 50)],
+    "names no final answer: '$.$'": [{"answer": "$.$"}],
+    "the answer '5}' cannot be verified": [{"answer": "5}"}],
+    "answer is '5', final_answer is '6'": [{"answer": "5", "final_answer": "6"}],
+    "ground_truth is '7'": [{"gold": 5, "reward_model": {"ground_truth": "7"}}],
+}
+BAD = [*BAD_LINES]
+BAD += [({"answer": 1} | x, why) for why, records in BAD_QUESTIONS.items() for x in records]
+BAD += [({"problem": "A"} | x, why) for why, records in BAD_GOLDS.items() for x in records]
 
 
 @pytest.mark.parametrize("record, why", BAD, ids=lambda x: str(x)[:40])
@@ -186,12 +205,11 @@ def test_a_bad_line_is_named_in_one_line_and_can_be_left_out(tmp_path, record, w
         read_problems([path])
     said = str(e.value)
     assert said.startswith(f"{path}, line 3: ") and why in said and len(said) < 500
-    assert said.endswith("; --skip-bad leaves them out)")
-    assert " (1 bad of 3 lines: 1 " in said
+    assert " (1 bad of 3 lines: 1 " in said and said.endswith("; --skip-bad leaves them out)")
     assert said.isprintable()
     problems, counts = read_problems([path], skip_bad=True)
     assert [p.question for p in problems] == ["What is 1 + 1?", "B"]
-    assert plain(counts) == dict(lines=3, bad=1, duplicates=0)
+    assert tally(counts) == (3, 1, 0)
 
 
 def test_all_bad_lines_of_all_files_are_counted_and_the_first_is_named(tmp_path):
@@ -200,21 +218,21 @@ def test_all_bad_lines_of_all_files_are_counted_and_the_first_is_named(tmp_path)
     n = len(bad)
     with pytest.raises(ValueError, match=rf"line 2: is no JSON at .*\({2 * n} bad of {2 * n + 1} "):
         read_problems([a, b])
-    assert plain(read_problems([b, a], skip_bad=True)[1]) == dict(
-        lines=2 * n + 1, bad=2 * n, duplicates=0
-    )
+    assert tally(read_problems([b, a], skip_bad=True)[1]) == (2 * n + 1, 2 * n, 0)
 
 
 @pytest.mark.parametrize("skip_bad", [False, True])
 @pytest.mark.parametrize("name, content, why", [
     ("none.jsonl", None, "No such file"), ("none.parquet", None, "pip install pyarrow"),
     ("empty.jsonl", b"", "is empty"), ("blank.jsonl", b"\n  \n\r\n", "is empty"),
-    ("folder.jsonl", "folder", "Is a directory"),
+    ("empty.parquet", b"PAR1[]", "is empty"), ("no.parquet", b"x", "Parquet magic"),
+    ("gone.parquet", None, "No such file"), ("folder.jsonl", "folder", "Is a directory"),
 ])  # fmt: skip
 def test_a_file_that_cannot_be_read_is_never_skipped(
-    tmp_path, monkeypatch, name, content, why, skip_bad
+    tmp_path, monkeypatch, parquet, name, content, why, skip_bad
 ):
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)  # as where it is not installed
+    if "pyarrow" in why:
+        monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)  # as where it is not installed
     path = tmp_path / name
     if content == "folder":
         path.mkdir()
@@ -222,8 +240,7 @@ def test_a_file_that_cannot_be_read_is_never_skipped(
         path.write_bytes(content)
     with pytest.raises(ValueError) as e:
         read_problems([write(tmp_path, GOOD), path], skip_bad)
-    assert str(e.value).startswith(f"{path}: {why}") or why in str(e.value)
-    assert str(path) in str(e.value) and "\n" not in str(e.value)
+    assert str(path) in str(e.value) and why in str(e.value) and "\n" not in str(e.value)
 
 
 def test_a_line_of_gigabytes_is_never_held(tmp_path):
@@ -240,7 +257,7 @@ def test_a_line_of_gigabytes_is_never_held(tmp_path):
     tracemalloc.stop()
     assert peak < 20 * MAX_LINE
     assert [p.answer for p in problems] == ["2", "3"]  # and what follows is read
-    assert plain(counts) == dict(lines=3, bad=1, duplicates=0)
+    assert tally(counts) == (3, 1, 0)
 
 
 @pytest.mark.parametrize("extra, bad", [(-1, 0), (0, 0), (1, 1), (MAX_LINE, 1), (MAX_LINE + 1, 1)])
@@ -249,7 +266,7 @@ def test_the_longest_line(tmp_path, extra, bad):
     line = json.dumps({"problem": "A", "answer": 1}).encode()[:-1]
     line += b" " * (MAX_LINE + extra - len(line) - 2) + b"}"  # with its newline MAX_LINE + extra
     problems, counts = read_problems([write(tmp_path, line, GOOD, GOOD)], skip_bad=True)
-    assert plain(counts) == dict(lines=3, bad=bad, duplicates=1)
+    assert tally(counts) == (3, bad, 1)
     assert [p.answer for p in problems] == ["1", "2"][bad:]
 
 
@@ -257,14 +274,10 @@ JUNK = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20),
     st.sampled_from(["\\boxed{", "#### 5", "\\boxed{5}", "nan", "Answer: 5", "\ud800"]),
 )  # fmt: skip
+KEYS = st.sampled_from(["role", "content", "ground_truth", "user"])
 VALUES = st.recursive(
     JUNK,
-    lambda x: (
-        st.lists(x, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(["role", "content", "ground_truth", "user"]), x, max_size=3
-        )
-    ),
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(KEYS, x, max_size=3),
     max_leaves=6,
 )
 NAMES = st.sampled_from([*maths.QUESTIONS, *maths.ANSWERS, *maths.CHOICES, "solution", "label",
@@ -296,47 +309,21 @@ def test_a_question_twice_is_counted_once_whatever_its_spaces(tmp_path):
     b = write(tmp_path, {"prompt": same[1], "gold": "1"}, {"prompt": same[2], "gold": 1}, GOOD,
               name="b.jsonl")  # fmt: skip
     problems, counts = read_problems([a, b])
-    assert plain(counts) == dict(lines=6, bad=0, duplicates=4)
-    assert [(p.question, p.source) for p in problems] == [
-        ("What is 1 + 1?", "a"),
-        (same[1], "b"),
-    ]
+    assert tally(counts) == (6, 0, 4)
+    assert [(p.question, p.source) for p in problems] == [("What is 1 + 1?", "a"), (same[1], "b")]
 
 
 def test_a_question_with_another_answer_is_a_bad_line_that_names_both(tmp_path):
     a = write(tmp_path, {"problem": "B", "answer": 1}, GOOD)
     b = write(tmp_path, {"problem": "What is  1 + 1?", "answer": 3}, name="b.jsonl")
-    with pytest.raises(ValueError) as e:
+    with pytest.raises(ValueError, match=f"^{b}, line 1: the answer '3', but {a}, line 2 has the "):
         read_problems([a, b])
-    assert str(e.value).startswith(f"{b}, line 1: the answer '3', but {a}, line 2 has the same")
     problems, counts = read_problems([a, b], skip_bad=True)
     assert [p.answer for p in problems] == ["1", "2"]
-    assert plain(counts) == dict(lines=3, bad=1, duplicates=0)
+    assert tally(counts) == (3, 1, 0)
 
 
 # ------------------------------------------------------------------ parquet
-
-
-@pytest.fixture
-def parquet(monkeypatch):
-    """pyarrow as far as it is used: a ParquetFile whose batches are lists of rows; ValueError and
-    OSError are the bases of its errors."""
-
-    class ParquetFile:
-        def __init__(self, path):
-            text = Path(path).read_text()
-            if not text.startswith("PAR1"):
-                raise ValueError("Parquet magic bytes not found in footer.\nIs it one?")
-            self.rows = json.loads(text[4:])
-
-        def iter_batches(self):
-            for i in range(0, len(self.rows), 2):
-                yield types.SimpleNamespace(to_pylist=lambda i=i: self.rows[i : i + 2])
-
-    module = types.ModuleType("pyarrow.parquet")
-    module.ParquetFile = ParquetFile
-    monkeypatch.setitem(sys.modules, "pyarrow", types.ModuleType("pyarrow"))
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", module)
 
 
 def test_parquet_rows_are_read_as_lines_are(tmp_path, parquet):
@@ -353,7 +340,7 @@ def test_parquet_rows_are_read_as_lines_are(tmp_path, parquet):
     path.write_text("PAR1" + json.dumps([row(i % 3) for i in range(30)]))
     problems, counts = read_problems([path])
     assert problems == [MathProblem(f"What is {i} + 1?", str(i + 1), "dapo") for i in range(3)]
-    assert plain(counts) == dict(lines=30, bad=0, duplicates=27)
+    assert tally(counts) == (30, 0, 27)
     path.write_text("PAR1" + json.dumps([row(0), row(1), {"prompt": "A"}]))
     with pytest.raises(ValueError, match=r"dapo.parquet, row 3: has none of answer.*\(1 bad of 3 "):
         read_problems([path])
@@ -361,19 +348,6 @@ def test_parquet_rows_are_read_as_lines_are(tmp_path, parquet):
     path.write_text("PAR1" + json.dumps([{"problem": "A" + " " * MAX_LINE + "B", "answer": 1}]))
     with pytest.raises(ValueError, match=r"row 1: problem has 500,002 characters"):
         read_problems([path])
-
-
-@pytest.mark.parametrize(
-    "content, why", [("PAR1[]", "is empty"), ("x", "Parquet magic"), (None, "No such file")]
-)
-def test_a_parquet_file_that_is_none(tmp_path, parquet, content, why):
-    path = tmp_path / "a.parquet"
-    if content:
-        path.write_text(content)
-    with pytest.raises(ValueError) as e:
-        read_problems([path], skip_bad=True)
-    assert str(e.value).startswith(f"{path}: ") and why in str(e.value)
-    assert "\n" not in str(e.value)
 
 
 # ------------------------------------------------------------------ splits
@@ -387,12 +361,10 @@ def test_a_problems_split_is_its_hash_and_nothing_else():
     problems = problems_of(4000)
     splits = split_by_hash(problems, 0.1)
     assert list(splits) == ["train", "val", "test"]
+    lots = [int(hashlib.sha256(p.question.encode()).hexdigest()[:12], 16) for p in problems]
     for name, low, high in [("val", 0, 0.1), ("test", 0.1, 0.2), ("train", 0.2, 1)]:
-        lot = [
-            int.from_bytes(hashlib.sha256(p.question.encode()).digest()[:6], "big") / 2**48
-            for p in problems
-        ]
-        assert splits[name] == [p for p, x in zip(problems, lot, strict=True) if low <= x < high]
+        there = zip(problems, lots, strict=True)
+        assert splits[name] == [p for p, lot in there if low <= lot / 16**12 < high]
     assert 320 < len(splits["val"]) < 480 and 320 < len(splits["test"]) < 480  # 4 deviations
     # another order, another file, other spaces: the same place
     moved = [replace(p, question=f" {p.question}\n", source="b") for p in problems[::-1]]
@@ -400,10 +372,6 @@ def test_a_problems_split_is_its_hash_and_nothing_else():
         assert [p.question.strip() for p in found] == [p.question for p in splits[name][::-1]]
     # a larger share only adds to the held-out
     assert set(splits["val"]) < set(split_by_hash(problems, 0.2)["val"])
-
-
-def test_the_shares_zero_and_half():
-    problems = problems_of(50)
     assert split_by_hash(problems, 0) == dict(train=problems, val=[], test=[])
     half = split_by_hash(problems, 0.5)
     assert half["train"] == [] and half["val"] and half["test"]
@@ -425,24 +393,19 @@ def world(qwen, template="boxed", verifier="", system=""):
     return Maths(qwen[1 if template in ("boxed", "answer") else 2], template, verifier, system)
 
 
-PROMPTS = {  # the paper's, and what Qwen3's own chat template writes
-    "boxed": "User:\n{}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
-    "\n\nAssistant:\n",
-    "chat": "<|im_start|>user\n{}\nPlease reason step by step, and put your final answer within "
-    "\\boxed{{}}.<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
-    "think": "<|im_start|>user\n{}\nPlease reason step by step, and put your final answer within "
-    "\\boxed{{}}.<|im_end|>\n<|im_start|>assistant\n",
-}
-PROMPTS |= dict(instruct=PROMPTS["think"], thinking=PROMPTS["think"] + "<think>\n")  # of 2507
+ASKED = "{}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
+THINK = f"<|im_start|>user\n{ASKED}<|im_end|>\n<|im_start|>assistant\n"
+PROMPTS = dict(  # the paper's, what Qwen3's own chat template writes, and what the 2507 models' do
+    boxed=f"User:\n{ASKED}\n\nAssistant:\n", think=THINK, chat=f"{THINK}<think>\n\n</think>\n\n",
+    instruct=THINK, thinking=f"{THINK}<think>\n",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("template", PROMPTS)
-@pytest.mark.parametrize(
-    "question", ["1 + 1", "  Où?\n", "{x}, {{y}} and \\{1\\}", "e\u0301 <think>"]
-)
-def test_prompts_are_the_papers_and_qwens_token_for_token(qwen, template, question):
-    ids = world(qwen, template).encode(MathProblem(question, "2", "a"))
-    assert ids == qwen[0].encode(PROMPTS[template].format(question)).ids
+def test_prompts_are_the_papers_and_qwens_token_for_token(qwen, template):
+    for question in ("1 + 1", "  Où?\n", "{x}, {{y}} and \\{1\\}", "e\u0301 <think>"):
+        ids = world(qwen, template).encode(MathProblem(question, "2", "a"))
+        assert ids == qwen[0].encode(PROMPTS[template].format(question)).ids
 
 
 def test_a_system_prompt_stands_before_the_chat(qwen, tmp_path):
@@ -457,28 +420,18 @@ def test_a_template_of_ones_own(qwen, tmp_path):
     """Braces are text; what ends it may be followed by anything."""
     path = tmp_path / "own.txt"
     path.write_bytes(b"Q: {problem} In \\boxed{}.\r\nA: {response}<|im_end|>\n")
-    own = Maths(qwen[2], str(path))
-    assert own.encode(MathProblem("1 {x}?", "2", "a")) == (
-        qwen[0].encode("Q: 1 {x}? In \\boxed{}.\nA: ").ids
-    )
-    assert own.reward(MathProblem("Q", "2", "a"), "\\boxed{2}<|endoftext|>") == 1.0
-    assert own.reward(MathProblem("Q", "2", "a"), "Answer: 2<|im_end|>") == 0.0
-    for name, text in {
-        "a": "{problem}",
-        "b": "{problem}{response}",
-        "c": "{response}<|im_end|>",
-    }.items():
-        (tmp_path / name).write_text(text)
+    own, problem = Maths(qwen[2], str(path)), MathProblem("1 {x}?", "2", "a")
+    assert own.encode(problem) == qwen[0].encode("Q: 1 {x}? In \\boxed{}.\nA: ").ids
+    assert own.reward(problem, "\\boxed{2}<|endoftext|>") == 1.0
+    assert own.reward(problem, "Answer: 2<|im_end|>") == 0.0
+    for i, text in enumerate(["{problem}", "{problem}{response}", "{response}<|im_end|>"]):
+        (tmp_path / f"{i}").write_text(text)
         with pytest.raises(ValueError, match="a template has {problem} once and then {response}"):
-            maths.template_of(str(tmp_path / name))
+            maths.template_of(str(tmp_path / f"{i}"))
 
 
-def test_the_answer_template_is_read_by_dapos_rule(qwen):
-    text = (
-        world(qwen, "answer")
-        .tokenizer()
-        .decode(world(qwen, "answer").encode(MathProblem("Q?", "2", "a")))
-    )
+def test_the_answer_template_asks_for_dapos_line(qwen):
+    text = qwen[1].decode(world(qwen, "answer").encode(MathProblem("Q?", "2", "a")))
     assert text.startswith("User:\nQ?\n") and text.endswith("\n\nAssistant:\n")
     assert "Answer:" in text and "boxed" not in text
 
@@ -501,32 +454,29 @@ def test_a_verifier_that_does_not_fit_is_refused(qwen):
                 think="<think>3</think>\\boxed{2}", instruct="\\boxed{2}",
                 thinking="3</think>\\boxed{2}")  # fmt: skip
     for template, modes in fits.items():
-        assert TEMPLATES[template].verifier in modes
-        for mode in {*MODES, "", "other"}:
-            if mode in modes or mode == "":
-                w = world(qwen, template, mode)
-                assert w.reward(MathProblem("Q", "2", "a"), said[template]) == 1.0
-                assert w.reward(MathProblem("Q", "3", "a"), said[template]) == 0.0
-                assert w.answer(MathProblem("Q", "3", "a"), said[template]) == "2"
-            else:
-                with pytest.raises(ValueError, match=f"verifier {mode} .*{template} "):
-                    world(qwen, template, mode)
+        for mode in (*modes, ""):
+            w, text = world(qwen, template, mode), said[template]
+            assert [w.reward(MathProblem("Q", gold, "a"), text) for gold in "23"] == [1.0, 0.0]
+            assert w.answer(MathProblem("Q", "3", "a"), text) == "2"
+        for mode in {*MODES, "other"} - modes:
+            with pytest.raises(ValueError, match=f"verifier {mode} .*{template} "):
+                world(qwen, template, mode)
     with pytest.raises(ValueError, match="template x: it is no file and none of boxed, answer, "):
         Maths(qwen[1], "x")
 
 
 def test_a_tokenizer_without_the_templates_tokens_is_refused(qwen):
     words = word_tokenizer([".", "a"])
-    with pytest.raises(ValueError, match=r"boxed: the tokenizer has no <\|endoftext\|>"):
-        Maths(words)
-    with pytest.raises(ValueError, match=r"think: the tokenizer has no <\|im_start\|>"):
-        Maths(words, "think")
-    added = {k: v for k, v in qwen[2].added.items() if k != "</think>"}
-    with pytest.raises(ValueError, match="chat: the tokenizer has no </think>"):
-        Maths(replace(qwen[2], added=added), "chat")
-    # of a text that never ends: the loop would wait for one token, the model write another
-    with pytest.raises(ValueError, match=r"chat: the tokenizer's eos is not <\|im_end\|>"):
-        Maths(qwen[1], "chat")
+    no_think = replace(qwen[2], added={k: v for k, v in qwen[2].added.items() if k != "</think>"})
+    for tokenizer, template, why in (
+        (words, "boxed", " has no <|endoftext|>"),
+        (words, "think", " has no <|im_start|>"),
+        (no_think, "chat", " has no </think>"),
+        (qwen[1], "chat", "'s eos is not <|im_end|>"),  # the loop would wait for another token
+    ):
+        with pytest.raises(ValueError) as e:
+            Maths(tokenizer, template)
+        assert str(e.value) == f"--template {template}: the tokenizer{why}"
 
 
 # ------------------------------------------------------------------ rewards and votes
@@ -561,25 +511,37 @@ def test_rewards(qwen, template, verifier, text, right):
         assert w.answer(problem, text) == w.answer(replace(problem, answer="7"), text)
 
 
-@pytest.mark.parametrize("same", [
-    ["1/2", "0.5", "\\frac{1}{2}", "\\dfrac12", ".50", "x = \\frac{2}{4}"],
-    ["5", "5 \\text{ cm}", "x=5", "5.0"], ["1,000", "1000", "10^3", "1e3"],
-    ["\\sqrt{8}", "2\\sqrt2", "2\\sqrt{2}"], ["\\{1,2\\}", "2, 1", "1,2"], ["(1,2)", "( 1 , 2 )"],
-    ["[1,2)"], ["(2,1)"], ["\\text{Yes}", "yes"], ["\\text{(C)}", "C"], ["x+1", "1+x"], ["2\\pi"],
-    ["-5"],
-], ids=lambda x: x[0])  # fmt: skip
-def test_equal_answers_share_a_vote(qwen, same):
-    w, problem = world(qwen), MathProblem("Q", "7", "a")
-    first, *others = (w.answer(problem, f"So \\boxed{{{a}}}.<|endoftext|>") for a in same)
-    assert all(w.same(first, other) for other in others)
+VOTES = r"""
+1/2   0.5   \frac{1}{2}   \dfrac12   .50   x = \frac{2}{4}   \sin\frac{\pi}{6}
+5   5 \text{ cm}   x=5   5.0
+1,000   1000   10^3   1e3
+\sqrt{8}   2\sqrt2   2\sqrt{2}
+(1,2)   ( 1 , 2 )
+\text{Yes}   yes
+\text{(C)}   C
+x+1   1+x
+3   \log_2 8
+-1   e^{i\pi}
+2i   \sqrt{-4}
+\frac{\sqrt2}{2}   \frac{1}{\sqrt2}
+1;3   \{3,1\}   1,3
+\{4,7\}   7, 4   4,7
+"""
+SINGLE = ["-5", "[1,2)", "(2,1)", "x+2", "2\\pi", "\\pi", "no", "\\infty", "-\\infty", "x^2+1",
+          "\\text{Evelyn}", "p - q", "\\pm 9", "$\\sqrt{5}$", "70 \\%", "11:30", "12,345",
+          "\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}", "\\frac{3}{4}"]  # fmt: skip
 
 
-def test_other_answers_have_other_votes(qwen):
+def test_equal_answers_share_a_vote_and_others_do_not(qwen):
     w, problem = world(qwen), MathProblem("Q", "7", "a")
-    answers = ["1/2", "5", "-5", "1000", "\\sqrt8", "(1,2)", "[1,2)", "(2,1)", "yes", "C",
-               "x+1", "x+2", "2\\pi", "\\pi", "1;3", "no"]  # fmt: skip
-    said = [w.answer(problem, f"\\boxed{{{a}}}") for a in answers]
-    assert [[w.same(a, b) for b in said] for a in said] == torch.eye(len(said)).bool().tolist()
+    groups = [row.split("   ") for row in VOTES.strip().splitlines()] + [[x] for x in SINGLE]
+    votes = [(i, vote) for i, group in enumerate(groups) for vote in group]
+    said = [(i, w.answer(problem, f"\\boxed{{{vote}}}.")) for i, vote in votes]
+    for i, group in enumerate(groups):
+        text = f"So \\boxed{{{group[0]}}}.<|endoftext|>"
+        assert w.reward(replace(problem, answer=group[0]), text) == 1.0
+        first = w.answer(problem, text)
+        assert [w.same(first, a) for _, a in said] == [i == n for n, _ in said], first
     for none in ["", "no box", "\\boxed{}", "\\boxed{5"]:
         assert w.answer(problem, none) is None
 
@@ -592,33 +554,12 @@ def test_votes_under_dapos_rule_are_its_strings(qwen):
     assert votes == ["1/2", "0.5", "1/2"] and w.answer(problem, "1/2") is None
 
 
-def test_a_vote_for_a_double_is_the_number_that_it_is_beside(qwen):
-    w = world(qwen)
-    for a, b in [("\\log_2 8", "3"), ("\\sin\\frac{\\pi}{6}", "1/2"), ("e^{i\\pi}", "-1"),
-                 ("\\sqrt{-4}", "2i"), ("\\frac{1}{\\sqrt2}", "\\frac{\\sqrt2}{2}")]:  # fmt: skip
-        assert w.same(a, b)
-    assert not w.same("\\infty", "-\\infty")
-
-
 def test_names_tell_problems_apart_in_all_files(qwen):
     w = world(qwen)
     names = {w.name(replace(p, source=s)) for p in problems_of(300) for s in ("a", "b")}
     assert len(names) == 600
     digits = hashlib.sha256(b"What is 0 + 1?").hexdigest()[:12]
     assert w.name(problems_of(1)[0]) == f"a.jsonl:{digits}"
-
-
-@pytest.mark.parametrize("verifier", ["boxed", "auto"])
-def test_gold_in_its_box_is_rewarded_for_every_problem_that_is_read(tmp_path, qwen, verifier):
-    rng = random.Random(0)
-    golds = ["\\frac{3}{4}", "x^2+1", "(1,2]", "\\text{Evelyn}", "12,345", "p - q", "\\pm 3",
-             "\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}", "$\\sqrt{5}$", "70 \\%",
-             "11:30"]  # fmt: skip
-    golds += [str(rng.randint(-999, 999)) for _ in range(30)]
-    path = write(tmp_path, *({"problem": f"{i}?", "answer": g} for i, g in enumerate(golds)))
-    problems, _ = read_problems([path])
-    w = world(qwen, "boxed", verifier)
-    assert all(w.reward(p, f"\\boxed{{{p.answer}}}<|endoftext|>") == 1.0 for p in problems)
 
 
 # ------------------------------------------------------------------ command line

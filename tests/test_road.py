@@ -24,25 +24,18 @@ from tasks.ask import open_model
 from tasks.maths import TEMPLATES, Maths, read_problems
 from tasks.pretrain import make_optimizer
 
-FLAGS = "--steps 3 --prompts 4 --group 4 --updates 2 --max-new 12 --microbatch 512 --rows 32"
-FLAGS += " --lr 1e-3 --eval-k 2 --eval-every 2 --save-every 1 --snapshot-every 1 --holdout 0.2"
-FLAGS += " --dtype float32 --warmup 0 --dual-clip 0 --overlong 0 --rounds 2 --device cpu"
-FLAGS = [*FLAGS.split(), "--data", "sums.jsonl"]
+FLAGS = """--model model --data sums.jsonl --steps 3 --prompts 4 --group 4 --updates 2 --max-new 12
+    --microbatch 512 --rows 32 --lr 1e-3 --eval-k 2 --eval-every 2 --save-every 1 --warmup 0
+    --snapshot-every 1 --holdout 0.2 --dtype float32 --dual-clip 0 --overlong 0 --rounds 2"""
+FLAGS = [*FLAGS.split(), "--device", "cpu"]
 FP32 = rounding(20, 60)  # of log-probs: logits below 20, sixty operations on the way
 
 
-def command(folder: Path, *flags: str) -> str:
-    argv = [sys.executable, str(ROOT / "fork_gpt.py"), *flags]
-    done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-def write_random(folder: Path) -> None:
-    """A Qwen3 folder as it is published, of random weights, with 100 rows more than tokens."""
-    tokenizer = train(3900)
+def write_random(folder: Path, merges: int = 3900, more_rows: int = 100) -> None:
+    """A Qwen3 folder as it is published, of random weights, with more rows than tokens."""
+    tokenizer = train(merges)
     end = tokenizer.token_to_id("<|endoftext|>")
-    shape = Shape(64, 2, 4, 2, 16, 128, vocab_size=tokenizer.get_vocab_size() + 100)
+    shape = Shape(64, 2, 4, 2, 16, 128, vocab_size=tokenizer.get_vocab_size() + more_rows)
     more = dict(max_position_embeddings=4096, eos_token_id=end)
     torch.manual_seed(0)
     transformers.Qwen3ForCausalLM(peer_config(shape, **more)).save_pretrained(folder)
@@ -83,8 +76,10 @@ def place(tmp_path_factory) -> Path:
     (place / "sums.jsonl").write_text("".join(json.dumps(p) + "\n" for p in sums))
     write_random(place / "random")
     teach_to_answer(place / "random", place / "sums.jsonl", place / "model")
-    out = command(place, "--model", "model", *FLAGS, "--out", "runs/x")
-    assert "base model, test split" in out and "60 lines" in out
+    argv = [sys.executable, str(ROOT / "fork_gpt.py"), *FLAGS, "--out", "runs/x"]
+    done = subprocess.run(argv, cwd=place, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "base model, test split" in done.stdout and "60 lines" in done.stdout
     return place
 
 
@@ -101,9 +96,8 @@ def test_the_command_trains(place):
     before = from_pretrained(place / "model").state_dict()
     after = from_pretrained(place / "runs/x/model").state_dict()
     assert any(not torch.equal(before[k], after[k]) for k in before)
-    assert sorted(p.stem for p in (place / "runs/x/snapshots").iterdir()) == [
-        f"{i:06}" for i in range(4)
-    ]
+    stems = sorted(p.stem for p in (place / "runs/x/snapshots").iterdir())
+    assert stems == [f"{i:06}" for i in range(4)]
 
 
 def test_transformers_loads_the_export_and_agrees(place):
@@ -144,7 +138,7 @@ def here(place, monkeypatch) -> Path:
 def test_a_stopped_run_resumes_bit_for_bit(here):
     looks = iter((False, True))
     with pytest.raises(KeyboardInterrupt):
-        fork_gpt.run(config("--model", "model", *FLAGS, "--out", "runs/y"), lambda: next(looks))
+        fork_gpt.run(config(*FLAGS, "--out", "runs/y"), lambda: next(looks))
     assert len(metrics(here / "runs/y")) == 2 and not (here / "runs/y/summary.json").exists()
     assert fork_gpt.main(["--resume", "runs/y"]) == 0
     same(here / "runs/x", here / "runs/y")
@@ -161,7 +155,7 @@ def test_the_run_is_evaluated(here, capsys):
 
 
 def test_bf16_trains_with_fp32_masters_and_says_how_far_the_sampler_is(here):
-    flags = ["--model", "model", *FLAGS, "--out", "runs/h", "--dtype", "bfloat16"]
+    flags = [*FLAGS, "--out", "runs/h", "--dtype", "bfloat16"]
     fork_gpt.run(config(*flags), lambda: False)
     # logits are below 20 here, and bf16 has 8 bits: see test_precision.py
     assert all(line["max_dlogp"] < 2 * 20 * 20**0.5 * 2**-8 for line in metrics(here / "runs/h"))
@@ -177,7 +171,7 @@ def test_ones_own_template_two_stops_an_array_another_set_and_more_steps(here, c
     Path("sums.json").write_text(json.dumps([*map(json.loads, lines)], indent=1))
     Path("aime").mkdir()
     Path("aime/test.jsonl").write_text("\n".join([*lines[:2], '{"question": "?", "answer": 1}']))
-    flags = ["--model", "model", *FLAGS, "--steps", "2", "--template", "own.txt", "--out", "runs/o"]
+    flags = [*FLAGS, "--steps", "2", "--template", "own.txt", "--out", "runs/o"]
     flags += ["--data", "sums.json", "--eval-data", "aime/test.jsonl", "--rows", "auto"]
     assert fork_gpt.main(flags) == 0
     out = capsys.readouterr().out

@@ -15,22 +15,20 @@ TOKENIZER = WORLD.tokenizer()
 
 @settings(max_examples=500)
 @given(
-    st.one_of(
-        st.text(st.characters(exclude_categories=["Cs"])),
-        st.text(st.sampled_from(" \t\n\r\x00\x0b\x1c\x85\u00a0\u2028.try8 ;()+é漢😀\u0301")),
-        st.lists(st.sampled_from([*TOKENIZER.words, "", " "])).map(" ".join),
-    )
+    st.text(st.characters(exclude_categories=["Cs"]))
+    | st.text(st.sampled_from(" \t\n\r\x00\x0b\x1c\x85\u00a0\u2028.try8 ;()+é漢😀\u0301"))
+    | st.lists(st.sampled_from([*TOKENIZER.words, "", " "])).map(" ".join)
 )
 @example("")
-@example(" ")
 @example("  use")
-@example(" use 8 4 3 goal 20 ;")
 @example("\x00\x7f\x80\ud7ff\ue000\uffff\U0010ffff")
 @example("a" * 5000)
+@example("<|endoftext|><|im_end|> 8</s>[EOS]<pad>")  # special-looking text is plain text
 def test_decode_is_the_inverse_of_encode(text):
     ids = TOKENIZER.encode(text)
     assert TOKENIZER.decode(ids) == text
     assert all(0 <= i < TOKENIZER.n_vocab for i in ids)
+    assert (TOKENIZER.eos in ids) <= ("." in text)
 
 
 def test_all_256_bytes_are_tokens():
@@ -38,8 +36,7 @@ def test_all_256_bytes_are_tokens():
     singles = {TOKENIZER.encoding.decode_single_token_bytes(i): i for i in range(256)}
     assert singles == {bytes([b]): b for b in range(256)}
     assert TOKENIZER.n_vocab == 256 + len(TOKENIZER.words)
-    for b in range(128):
-        assert TOKENIZER.decode(TOKENIZER.encode(chr(b))) == chr(b)
+    assert TOKENIZER.encoding.special_tokens_set == set()
 
 
 def test_ids_that_are_no_text_decode_to_replacement_characters():
@@ -48,16 +45,10 @@ def test_ids_that_are_no_text_decode_to_replacement_characters():
     assert "\ufffd" in TOKENIZER.decode(TOKENIZER.encode("a lone surrogate \ud800 is no text"))
 
 
-@pytest.mark.parametrize(
-    "world", (WORLD, Countdown(4, 12, "+-*/", 100)), ids=lambda w: str(w.n_numbers)
-)
+@pytest.mark.parametrize("world", (WORLD, Countdown(4, 12, "+-*/", 100)), ids=("3", "4"))
 def test_one_token_per_word_and_number(world):
-    tokenizer = world.tokenizer()
-    rng = random.Random(0)
-    problems = world.problems()
-    if len(problems) > 2000:
-        problems = rng.sample(problems, 2000)
-    for problem in problems:
+    tokenizer, rng = world.tokenizer(), random.Random(0)
+    for problem in rng.sample(world.problems(), 2000):
         trace = world.trace(problem, rng, skill=0.5)
         for text in (problem.prompt, trace, f"{problem.prompt} {trace}"):
             tokens = [tokenizer.token(i) for i in tokenizer.encode(text)]
@@ -78,17 +69,6 @@ def test_every_word_is_one_token_and_its_id_is_fixed_by_its_place():
     text = "use 8 4 3 goal 20 ; try 4 * 3 = 12"
     assert again.encode(text) == TOKENIZER.encode(text) and again.eos == TOKENIZER.eos
     assert again.n_vocab == TOKENIZER.n_vocab and again.words == TOKENIZER.words
-
-
-@pytest.mark.parametrize(
-    "text", ("<|endoftext|>", "<|im_end|> 8", "</s>", "8<|endofprompt|>", "[EOS]", "<pad>")
-)
-def test_special_looking_text_is_plain_text(text):
-    ids = TOKENIZER.encode(text)
-    assert TOKENIZER.eos not in ids
-    assert TOKENIZER.decode(ids) == text
-    assert len(ids) >= 3  # bytes, not one special token
-    assert TOKENIZER.encoding.special_tokens_set == set()
 
 
 def test_a_number_outside_the_world_is_spelled_and_never_mistaken():

@@ -25,6 +25,11 @@ def boxed(answer: str, gold: str) -> bool:
     return grade(f"\\boxed{{{answer}}}", gold)
 
 
+def rows(table: str) -> list[list[str]]:
+    """What three spaces part in each line."""
+    return [line.split("   ") for line in table.strip().splitlines()]
+
+
 def printed(value: Fraction) -> list[str]:
     """Many ways to write one rational number."""
     n, d = value.numerator, value.denominator
@@ -39,9 +44,8 @@ def printed(value: Fraction) -> list[str]:
         return ways.split("   ") + [f"{n:,}".replace(",", mark) for mark in marks]
     ways = f"{n}/{d}   {sign}\\frac{{{m}}}{{{d}}}   \\frac{{{n}}}{{{d}}}   {n} \\div {d}"
     ways += f"   \\dfrac{{{3 * n}}}{{{3 * d}}}   {sign}\\left(\\frac{{{m}}}{{{d}}}\\right)"
-    ways += (
-        f"   {sign}{m}\\cdot\\frac{{1}}{{{d}}}   {n}\\cdot {d}^{{-1}}   $ {n} / {d} $   x={n}/{d}"
-    )
+    ways += f"   {sign}{m}\\cdot\\frac{{1}}{{{d}}}   {n}\\cdot {d}^{{-1}}   $ {n} / {d} $"
+    ways += f"   x={n}/{d}"
     if m < 10 and d < 10:
         ways += f"   {sign}\\frac{m}{d}   {sign}\\frac{m}{{{d}}}   {sign}\\tfrac {m} {d}"
     if m > d:
@@ -126,9 +130,7 @@ xy   \frac{(x+y)^2-(x-y)^2}{4}   \frac{y}{1/x}   y\cdot x
 e^x   \exp(x)   \frac{e^{x+1}}{e}   \cosh x+\sinh x   e^{2x}e^{-x}
 \frac{1}{x+1}   \frac{x!}{(x+1)!}   \frac1x-\frac{1}{x^2+x}   (1+x)^{-1}
 """
-CONSTANTS, LETTERS = (
-    [line.split("   ") for line in table.strip().splitlines()] for table in (CONSTANTS, LETTERS)
-)
+CONSTANTS, LETTERS = rows(CONSTANTS), rows(LETTERS)
 Sum = dict[tuple[int, int], Fraction]  # r, k: coefficient of sqrt(r) CONSTANTS[k]; LETTERS if r = 0
 
 
@@ -204,7 +206,7 @@ A^{\log_5 7}   7^{\log_5 A}
 
 def test_identities_hold_for_numbers_and_most_for_letters() -> None:
     """The last seven are false for some negative numbers, and there refuse letters."""
-    lines = [line.split("   ") for line in IDENTITIES.strip().splitlines()]
+    lines = rows(IDENTITIES)
     for n, (left, right) in enumerate(lines):
         numbers = [("{(7/3)}", "{2}"), ("{\\sqrt5}", "{\\pi}"), ("{5}", "{(1/3)}")]
         letters = [("{x}", "{y}"), ("{(x+1)}", "{a}"), ("{(2k)}", "{(n-\\frac32)}")]
@@ -235,8 +237,7 @@ e^x   e^x+10^{-11}   e^{x(1+10^{-10})}
 
 
 def test_forms_that_agree_to_nine_digits_are_told_apart() -> None:
-    rows = [line.split("   ") for line in NEAR.strip().splitlines()]
-    wrong = [(g, a) for g, *others in rows for a in others if boxed(a, g) or boxed(g, a)]
+    wrong = [(g, a) for g, *others in rows(NEAR) for a in others if boxed(a, g) or boxed(g, a)]
     rng = random.Random(5)
     for _ in range(PAIRS // 3):
         gold, apart = some(rng), Fraction(rng.choice((-3, -1, 1, 3)), 10 ** rng.randint(9, 12))

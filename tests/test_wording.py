@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from common import save_small, seeded
 
 import fork_gpt
 from fork_gpt import Config, keep_mask
-from infra import files, weights
+from infra import files
 from model import SIZES, Transformer
 from tasks import ask as asking
 from tasks.countdown import FILLER, KINDS, SLOTS, Countdown, Problem
@@ -37,11 +38,9 @@ def test_synonyms_have_the_entropy_that_was_set_and_are_as_few_as_can(h, k):
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.25, 0.4, 0.57])
 def test_filler_has_the_share_that_was_set(share):
     world = replace(TEXT, filler_share=share)
-    filler = total = 0
-    for _, trace, worded in traces(world, 300):
-        total += len(worded.split())
-        filler += len(worded.split()) - len(trace.split())
-    assert filler / total == pytest.approx(share, abs=0.03)  # phrases have whole words
+    sizes = [(len(trace.split()), len(text.split())) for _, trace, text in traces(world, 300)]
+    plain, worded = map(sum, zip(*sizes, strict=True))
+    assert 1 - plain / worded == pytest.approx(share, abs=0.03)  # phrases have whole words
 
 
 def test_wording_changes_no_decision_and_no_grade():
@@ -52,10 +51,8 @@ def test_wording_changes_no_decision_and_no_grade():
         words = worded.split()
         for i, word in enumerate(words):
             if word in SLOTS:  # a phrase of four before each, in the order of its places
-                places = [
-                    next(n for n, row in enumerate(FILLER) if w in row) for w in words[i - 4 : i]
-                ]
-                assert places == [0, 1, 2, 3]
+                pairs = zip(words[i - 4 : i], FILLER, strict=False)
+                assert all(w in row for w, row in pairs)
 
 
 def test_without_filler_the_world_is_what_it_was():
@@ -79,22 +76,13 @@ def test_the_grammar_names_every_token():
     )
     words = text.split()
     expected = [KINDS.index("filler") if w in ("so", "thus") else 0 for w in words]
-    first = words.index("try")
-    for i in (first + 1, first + 2, first + 3):  # three numbers: operand, operator, operand
-        expected[i] = 1
-    for i, w in enumerate(words):
-        if w == "try" and i > first:
-            expected[i + 2] = 1  # two numbers: the operator alone
-    expected[words.index("back")] = 1  # after the second failure of two only `stop` is left
-    assert world.kinds(world.tokenizer().encode(text)) == expected
-
-
-def test_a_stream_of_several_samples_starts_anew_at_each_prompt():
-    world = replace(TEXT, filler_share=0.0, attempts=1)
-    one = "use 9 7 2 goal 25 ; try 9 * 2 = 18 left 18 7 goal 25 ; try 18 - 7 = 11 no stop ."
-    ids = world.tokenizer().encode(one)
-    assert world.kinds(ids * 3) == world.kinds(ids) * 3
-    assert sum(world.kinds(ids)) == 4
+    first, *others = [i for i, w in enumerate(words) if w == "try"]
+    chosen = [first + 1, first + 2, first + 3]  # three numbers: operand, operator, operand
+    chosen += [i + 2 for i in others]  # two numbers: the operator alone
+    for i in (*chosen, words.index("back")):  # after the second failure of two it must be `stop`
+        expected[i] = KINDS.index("decisions")
+    ids = world.tokenizer().encode(text)
+    assert world.kinds(ids) == expected and world.kinds(ids * 3) == expected * 3
 
 
 def test_oracle_masks_keep_one_kind_and_together_all():
@@ -107,10 +95,8 @@ def test_oracle_masks_keep_one_kind_and_together_all():
 
 def tiny(tmp_path, **flags) -> tuple:
     """A state before its first step, of an untrained model in a world with filler."""
-    words = TEXT.tokenizer().words
     model = Transformer(replace(SIZES["micro"], vocab_size=TEXT.tokenizer().n_vocab))
-    model.init_weights(torch.Generator().manual_seed(0))
-    weights.save_model(tmp_path, model.shape, words, model.state_dict())
+    save_small(tmp_path, model.init_weights(seeded()), TEXT.tokenizer().words)
     where = dict(model=str(tmp_path), device="cpu", filler_share=0.4, max_new=8)
     c = Config(**dict(prompts=2, group=2, rounds=1, updates=1, steps=4) | where | flags)
     model, world, splits, _ = asking.open_task(c, torch.device("cpu"), lambda: False)
@@ -140,9 +126,8 @@ def test_the_frozen_base_ranks_as_it_did_before_training(monkeypatch, tmp_path):
     """With --entropy base the ranking is a function of the tokens, however far training went."""
     flags = dict(prompts=8, group=4, entropy="base", lr=1e-2)
     given, lines, state = run_steps(monkeypatch, tmp_path, by_length, **flags)
-    first = Transformer(state.model.shape).init_weights(torch.Generator().manual_seed(0))
-    for old, new in zip(first.state_dict().values(), state.base.state_dict().values(), strict=True):
-        assert torch.equal(old, new)
+    first = Transformer(state.model.shape).init_weights(seeded())
+    assert all(torch.equal(p, state.base.get_parameter(k)) for k, p in first.named_parameters())
     assert not torch.equal(first.head_weight, state.model.head_weight)
 
 
@@ -160,11 +145,10 @@ def test_kl_by_kind_is_0_before_training_and_adds_up_after(tmp_path):
 
 def test_a_base_goes_on_from_another_with_new_rows_for_new_words(tmp_path):
     old = Transformer(replace(SIZES["micro"], vocab_size=305)).init_weights()
-    weights.save_model(tmp_path, old.shape, Countdown().tokenizer().words, old.state_dict())
+    save_small(tmp_path, old, Countdown().tokenizer().words)
     recipe = Pretrain(size="micro", steps=1, lr=0.0, start=str(tmp_path))
     model, _ = pretrain(recipe, TEXT, tmp_path / "p.pt", lambda: False)
     assert torch.equal(model.head_weight[:305], old.head_weight)
     assert model.head_weight.shape[0] == 305 + 64
-    assert torch.equal(
-        model.model.layers[1].mlp.up_proj.weight, old.model.layers[1].mlp.up_proj.weight
-    )
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert torch.equal(model.get_parameter(name), old.get_parameter(name))
