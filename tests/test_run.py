@@ -1,15 +1,17 @@
 """Whole runs by the command line: what they leave, and that a kill anywhere loses nothing."""
 
+import io
 import json
 import math
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import chdir, nullcontext, redirect_stdout
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,9 +29,7 @@ from tasks import ask, pretrain
 from tasks.ask import countdown_of
 from tasks.countdown import Countdown
 
-
-def command(*flags: str) -> list[str]:
-    return [sys.executable, str(ROOT / "fork_gpt.py"), *flags]
+SEVEN = [*SMALL, "--steps", "7", "--snapshot-every", "3"]
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -48,14 +48,20 @@ def saved(folder: Path) -> dict:
 def whole(tmp_path_factory) -> Path:
     """An uninterrupted run of 7 steps, base included."""
     folder = tmp_path_factory.mktemp("whole")
-    flags = [*SMALL, "--steps", "7", "--snapshot-every", "3", "--out", "runs/x"]
-    done = subprocess.run(
-        command(*flags), cwd=folder, capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert done.returncode == 0, done.stderr
+    with chdir(folder), redirect_stdout(io.StringIO()) as said:
+        fork_gpt.run(config(*SEVEN, "--out", "runs/x"), lambda: False)
     for words in ("base model, test split", "after RLVR", "most forking", "a trace"):
-        assert words in done.stdout
+        assert words in said.getvalue()
     return folder
+
+
+@pytest.fixture
+def here(whole, tmp_path, monkeypatch) -> Path:
+    """An empty folder that has the cached base; signals of the test process left as they are."""
+    (tmp_path / "runs").symlink_to(whole / "runs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "stop_on_signal", lambda: lambda: False)
+    return tmp_path
 
 
 def same(a: Path, b: Path) -> None:
@@ -134,78 +140,84 @@ class Death(BaseException):
     """What nobody catches."""
 
 
-def dying(calls: int, whole, death):
-    """`whole`, after `calls` of which `death()` comes."""
-    left = calls
+def dying(calls: int, whole):
+    """`whole`, whose call of this number is the last thing that happens."""
+    left = iter(range(calls - 1))
 
     def call(*args, **kw):
-        nonlocal left
-        left -= 1
-        return death() if left == 0 else whole(*args, **kw)
+        if next(left, None) is None:
+            raise Death
+        return whole(*args, **kw)
 
     return call
 
 
-def die() -> None:
-    raise Death
-
-
-# `fork_gpt.py` that is killed in the update that its first argument counts to
-KILLED = f"""
-import os, sys
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-import fork_gpt, test_run
-at = int(sys.argv.pop(1))
-fork_gpt.update = test_run.dying(at, fork_gpt.update, lambda: os.kill(os.getpid(), 9))
-sys.exit(fork_gpt.main(sys.argv[1:]))
+# `fork_gpt.py` again and again, which is stopped in updates 2 and 6, of four a step, and dies in 14
+STRUCK = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import fork_gpt
+signals, whole, n = {{2: signal.SIGINT, 6: signal.SIGTERM, 14: signal.SIGKILL}}, fork_gpt.update, 0
+def update(*args, **more):
+    global n
+    n += 1
+    os.kill(os.getpid(), signals.get(n, 0))
+    return whole(*args, **more)
+fork_gpt.update = update
+while True:
+    print("status", fork_gpt.main(sys.argv[1:]))
 """
 
 
-def test_killed_between_checkpoints_it_resumes_bit_for_bit(whole, tmp_path, monkeypatch):
-    """Repeated or skipped batches after a resume are the field's commonest silent defect.  Of four
-    updates a step and a checkpoint every second step, it dies with lines in the log that no
-    checkpoint has, before the first line after a resume, and half a line is there as well.  Once
-    killed by the system, then in this process."""
-    (tmp_path / "runs").symlink_to(whole / "runs")  # the cached base
-    monkeypatch.chdir(tmp_path)
-    out, logged, update = tmp_path / "y", [], fork_gpt.update
-    flags = [*SMALL, "--steps", "7", "--snapshot-every", "3", "--out", str(out)]
-    line = [sys.executable, "-c", KILLED, "14", *flags]
-    done = subprocess.run(line, capture_output=True, timeout=PATIENCE)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+def test_stopped_and_killed_it_resumes_bit_for_bit(whole, here, monkeypatch):
+    """Repeated or skipped batches after a resume are the field's commonest silent defect.  Both
+    signals save the step they came in and say how to resume.  With a checkpoint every second step
+    it dies with lines in the log that no checkpoint has, before the first line after a resume, and
+    half a line is there as well: once killed by the system, then in this process."""
+    out, logged, update = here / "y", [], fork_gpt.update
+    flags = [*SEVEN, "--out", str(out)]
+    line = [sys.executable, "-u", "-c", STRUCK, *flags]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    said = re.findall(r"^status (\d+)$|^continuing after step (\d)", done.stdout, re.M)
+    assert said == [("130", ""), ("", "1"), ("130", ""), ("", "2")]
+    assert done.stderr.count(shlex.join(flags)) == 2 and "Traceback" not in done.stderr
     for at in (7, 3, 999, 0):
         kept = [int(p.name) for p in checkpoint.found(out / "checkpoints")]
         logged.append((len(metrics(out)), kept[-1:]))
         if at:
             (out / "metrics.jsonl").open("a").write('{"step": 99, "rew' * (logged[-1][0] < 7))
-            monkeypatch.setattr(fork_gpt, "update", dying(at, update, die))
+            monkeypatch.setattr(fork_gpt, "update", dying(at, update))
             with pytest.raises(Death) if at < 999 else nullcontext():
                 fork_gpt.run(config("--resume", str(out)), lambda: False)
     assert logged == [(3, [2]), (3, [2]), (2, [2]), (7, [7])], "a weak test"
     same(whole / "runs/x", out)
 
 
-@pytest.mark.parametrize(
-    "broken, at", [("rename", (3, 1, 2)), ("replace", (1, 4, 3, 2, 9)), ("fsync", (5, 9, 2, 21))]
-)
-def test_killed_at_any_write_it_resumes_bit_for_bit(whole, tmp_path, monkeypatch, broken, at):
-    """Death at a write, time after time: in checkpoints, snapshots, the log, the model, summary and
-    page.  In this process: what dies raises what nobody catches."""
+# the write of this name, or the sync of this number
+WRITES = [
+    ("replace", "config.json"), ("fsync", 2), ("replace", "base.pt"), ("replace", "000000.pt"),
+    ("fsync", 7), ("replace", "metrics.jsonl"), ("rename", "000002"), ("fsync", 9),
+    ("replace", "000003.pt"), ("fsync", 10), ("rename", "000006"), ("rename", "000007"),
+    ("replace", "model.pt"), ("replace", "report.html"), ("replace", "summary.json"),
+]  # fmt: skip
 
-    (tmp_path / "runs").symlink_to(whole / "runs")
-    monkeypatch.chdir(tmp_path)
-    flags, real, deaths = [*SMALL, "--steps", "7", "--snapshot-every", "3"], getattr(os, broken), 0
-    flags += ["--out", "y"]
 
-    for n in (*at, 10**9):
-        with monkeypatch.context() as m:
-            m.setattr(os, broken, dying(n, real, die))
-            try:
-                fork_gpt.run(config(*flags), lambda: False)
-            except Death:
-                deaths += 1
-    assert deaths == len(at), "a weak test"
-    same(whole / "runs/x", tmp_path / "y")
+def test_killed_at_any_write_it_resumes_bit_for_bit(whole, here, monkeypatch):
+    """Death at one write after the other, in this process: it raises what nobody catches."""
+    for function, what in WRITES:
+        real, calls = getattr(os, function), iter(range(1, 999))
+
+        def call(*args, real=real, calls=calls, what=what):
+            if what in (next(calls), Path(str(args[-1])).name):
+                raise Death
+            return real(*args)
+
+        with monkeypatch.context() as m, pytest.raises(Death):
+            m.setattr(os, function, call)
+            fork_gpt.run(config(*SEVEN, "--out", "y"), lambda: False)
+    fork_gpt.run(config(*SEVEN, "--out", "y"), lambda: False)
+    same(whole / "runs/x", here / "y")
 
 
 def test_the_log_is_cut_by_whole_lines(tmp_path):
@@ -271,25 +283,6 @@ def test_which_steps_are_measured_kept_and_saved(monkeypatch, tmp_path):
         done.clear()
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
-def test_a_signal_saves_and_says_how_to_resume(whole, tmp_path, number):
-    """In the middle of a run, by the signal itself; both have one handler: see below."""
-    (tmp_path / "runs").symlink_to(whole / "runs")
-    out = tmp_path / "y"
-    flags = [*SMALL, "--steps", "500", "--save-every", "400", "--out", str(out)]
-    p = subprocess.Popen(command(*flags), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    limit = time.monotonic() + PATIENCE
-    while not ((out / "metrics.jsonl").exists() and len(metrics(out)) >= 2):
-        assert p.poll() is None and time.monotonic() < limit
-        time.sleep(0.05)
-    p.send_signal(number)
-    err = p.communicate(timeout=PATIENCE)[1]
-    assert p.returncode == 130 and shlex.join(flags) in err and "Traceback" not in err
-    assert saved(out)["step"] == len(metrics(out)) >= 2
-
-
 def test_a_second_signal_stops_at_once():
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     try:
@@ -324,15 +317,6 @@ def test_stopping_in_pretraining_saves_there(tmp_path):
 def fail_with(capsys, argv: list[str]) -> str:
     assert fork_gpt.main(argv) == 2
     return capsys.readouterr().err.strip().splitlines()[-1]
-
-
-@pytest.fixture
-def here(whole, tmp_path, monkeypatch) -> Path:
-    """An empty folder that has the cached base; signals of the test process left as they are."""
-    (tmp_path / "runs").symlink_to(whole / "runs")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(files, "stop_on_signal", lambda: lambda: False)
-    return tmp_path
 
 
 @pytest.fixture
