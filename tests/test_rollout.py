@@ -6,13 +6,12 @@ import runpy
 import sys
 import time
 from copy import deepcopy
-from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 import torch
 import torch.nn.functional as F
-from common import ROOT, all_logits, peer, rounding, save_small, seeded
+from common import ROOT, all_logits, rounding, save_small, seeded
 from test_step import uniform as slow_uniform
 from torch.testing import assert_close
 
@@ -149,10 +148,9 @@ def test_a_sample_is_cut_right_after_any_end_of_text_or_at_the_limit(model):
         assert [len(ids) for ids in free] == [12] * len(PROMPTS)  # without `eos` nothing ends early
         for eos in [*{t for ids in free for t in ids}, {EOS, free[0][2], free[1][0]}]:
             stops = eos if isinstance(eos, set) else {eos}
-            for max_new in (1, 2, 5, 12):
-                samples = generate(model, PROMPTS, 1, max_new, eos, how)
-                pairs = zip(free, samples.responses(), samples.finished, strict=True)
-                for ids, found, done in pairs:
+            for max_new in (1, 5, 12):
+                cut = generate(model, PROMPTS, 1, max_new, eos, how)
+                for ids, found, done in zip(free, cut.responses(), cut.finished, strict=True):
                     end = next((i for i, t in enumerate(ids, 1) if t in stops), 99)
                     assert found == ids[: min(end, max_new)]
                     assert bool(done) == (end <= max_new)
@@ -167,24 +165,7 @@ def test_no_new_token_no_prompt_and_an_empty_prompt(model):
         generate(model, [[3], [], [4]], 2, 5, EOS)
 
 
-# ------------------------------------------------------------------ greedy
-
-
-@pytest.mark.parametrize("tied", (True, False))
-def test_greedy_equals_transformers_generate(model, tied):
-    ours = Transformer(replace(model.shape, tie_embeddings=tied)).init_weights(seeded(3))
-    theirs = peer(ours)
-    frequent = torch.tensor(greedy(ours, max_new=16)).flatten().bincount().argmax().item()
-    lengths = []
-    for eos in (None, frequent):
-        found = greedy(ours, max_new=16, eos=eos, max_rows=4)
-        lengths.append({len(ids) for ids in found})
-        for prompt, ids in zip(PROMPTS, found, strict=True):
-            x = torch.tensor([prompt])
-            more = dict(max_new_tokens=16, eos_token_id=eos, pad_token_id=0)
-            y = theirs.generate(x, attention_mask=x.new_ones(x.shape), do_sample=False, **more)
-            assert ids == y[0, len(prompt) :].tolist()
-    assert lengths[0] == {16} and len(lengths[1]) > 1  # the end-of-text token cut some
+# ------------------------------------------------------------------ whom it depends on
 
 
 @pytest.mark.parametrize("how", (Sampling(0.0), Sampling(), TWO), ids=("greedy", "T1", "two"))
@@ -507,17 +488,6 @@ def slow(samples: Rollout) -> list[dict]:
         out.append(dict(tokens=tokens, response=response, records=records, finished=finished))
     assert len(out) == len(samples.finished) and next(drawn, None) is None
     return out
-
-
-def test_the_trainer_scores_the_response_tokens_or_a_choice_of_them(model):
-    samples = generate(model, PROMPTS, 2, 10, EOS, Sampling(0.7))
-    expected = [logprob for x in slow(samples) for logprob, _ in x["records"]]
-    mask = torch.rand(len(expected), generator=seeded()) < 0.3
-    chosen = [y for y, keep in zip(expected, mask.tolist(), strict=True) if keep]
-    with torch.no_grad():
-        for which, values in ((None, expected), (mask, chosen), (mask & False, [])):
-            logprobs, _ = model(*samples.scored(which), 0.7)
-            assert_close(logprobs, torch.tensor(values), rtol=0, atol=FP32)
 
 
 def test_a_rollout_is_cut_and_joined_as_its_samples_are(model):
