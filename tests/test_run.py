@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from contextlib import chdir, nullcontext, redirect_stdout
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -100,9 +99,8 @@ def test_what_a_run_leaves(whole):
     trained = saved(folder)
     assert all(torch.equal(p, trained[f"weight {n}"]) for n, p in model.state_dict().items())
     assert set(words) >= {".", "use", "goal", "8"}
-    assert sorted(p.name for p in (folder / "snapshots").iterdir()) == [
-        "000000.pt", "000003.pt", "000006.pt"
-    ]  # fmt: skip
+    kept = sorted(p.name for p in (folder / "snapshots").iterdir())
+    assert kept == ["000000.pt", "000003.pt", "000006.pt"]
 
 
 def test_what_was_measured_of_which_model_on_which_split(whole):
@@ -125,15 +123,12 @@ def test_what_was_measured_of_which_model_on_which_split(whole):
         assert summary[f"arithmetic{name}"] == look["arithmetic"]
     assert (summary["length"], summary["truncated"]) == (final["length"], final["truncated"])
     assert summary["val_accuracy"] == val["accuracy"] == lines[6]["val_accuracy"]
-    assert summary["val_interval"] == [lines[6]["val_low"], lines[6]["val_high"]]
-    assert summary["val_interval"] == list(val["interval"])
+    seen = [lines[6]["val_low"], lines[6]["val_high"]]
+    assert summary["val_interval"] == seen == list(val["interval"])
     assert lines[2]["val_accuracy"] == found(3, "val")["accuracy"]
     assert summary["test_problems"] == len(splits["test"])
     # the problems trained on are those of the digest, in the order that the seed gives
-    assert (
-        saved(folder)["problems"]
-        == fork_gpt.begin(weights.load_model(folder)[0], splits["train"], c, files.Clock()).problems
-    )
+    assert saved(folder)["problems"] == ask.digest(splits["train"], c)
 
 
 class Death(BaseException):
@@ -235,12 +230,19 @@ def test_the_log_is_cut_by_whole_lines(tmp_path):
         assert log.path.read_text() == text
 
 
-def test_which_steps_are_measured_kept_and_saved(monkeypatch, tmp_path):
-    """(--eval-every, --snapshot-every, --save-every) of seven steps; the last is always measured,
+@pytest.mark.parametrize("evaluate, keep, save, last, val, snapshots, saved", [
+    (3, 2, 4, 7, [3, 6, 7], [2, 4, 6], [4, 7]), (0, 0, 7, 7, [], [], [7]),
+    (7, 9, 9, 7, [7], [], [7]), (2, 5, 2, 5, [2, 4], [5], [2, 4, 5]),
+])  # fmt: skip
+def test_which_steps_are_measured_kept_and_saved(
+    evaluate, keep, save, last, val, snapshots, saved, monkeypatch, tmp_path
+):
+    """--eval-every, --snapshot-every, --save-every of seven steps; the last is always measured,
     unless none is, and always saved; when stopped, that step is saved too."""
     done = []
 
     def step(state, world, problems, c):
+        done.append(("trained", problems))
         state.step += 1
         shown = "reward kept_fraction tau grad_norm rollout_tok_s update_tok_s groups".split()
         return dict.fromkeys(shown, 0.5) | dict(step=state.step)
@@ -255,32 +257,22 @@ def test_which_steps_are_measured_kept_and_saved(monkeypatch, tmp_path):
     monkeypatch.setattr(parallel, "state_of", lambda model: None)
     monkeypatch.setattr(files.Log, "sync", lambda log: done.append(("synced", None)))
     monkeypatch.setattr(parallel, "save_state", lambda folder, s: done.append(("saved", s.step)))
-    for evaluate, keep, save, stop_at, val, snapshots, saved in (
-        (3, 2, 4, 99, [3, 6, 7], [2, 4, 6], [4, 7]),
-        (0, 0, 7, 99, [], [], [7]),
-        (7, 9, 9, 99, [7], [], [7]),
-        (2, 5, 2, 5, [2, 4], [5], [2, 4, 5]),
-    ):
-        c = replace(config(), eval_every=evaluate, snapshot_every=keep, save_every=save, steps=7)
-        state = SimpleNamespace(step=0, policy=None)
-        log, looks = files.Log(tmp_path / f"{evaluate}{keep}", False, False), iter(range(1, 9))
-        log.begin(0, 7, "")
-        splits = dict(train=["t"], val=["v"], test=["x"])
-        try:
-            stop = partial(lambda looks, at: next(looks) == at, looks, stop_at)
-            fork_gpt.train(state, None, splits, c, log, stop)
-            assert stop_at == 99 and state.step == 7
-        except KeyboardInterrupt:
-            assert state.step == stop_at
-        lines = metrics(log.folder)
-        assert [x["step"] for x in lines if "val_accuracy" in x] == val
-        assert all((x["val_low"], x["val_high"]) == (0.25, 0.75) for x in lines if "val_low" in x)
-        assert [x for what, x in done if what == "kept"] == snapshots
-        assert [x for what, x in done if what == "saved"] == saved
-        before = [done[i - 1] for i, (what, _) in enumerate(done) if what == "saved"]
-        assert before == [("synced", None)] * len(saved)  # the log is never behind a checkpoint
-        assert all(x == ["v"] for what, x in done if what == "measured")
-        done.clear()
+    c = replace(config(), eval_every=evaluate, snapshot_every=keep, save_every=save, steps=7)
+    state, splits = SimpleNamespace(step=0, policy=None), dict(train=["t"], val=["v"], test=["x"])
+    log = files.Log(tmp_path, False, False)
+    log.begin(0, 7, "")
+    with pytest.raises(KeyboardInterrupt) if last < 7 else nullcontext():
+        fork_gpt.train(state, None, splits, c, log, lambda: state.step == last < 7)
+    assert state.step == last
+    lines = metrics(log.folder)
+    assert [x["step"] for x in lines if "val_accuracy" in x] == val
+    assert all((x["val_low"], x["val_high"]) == (0.25, 0.75) for x in lines if "val_low" in x)
+    assert [x for what, x in done if what == "kept"] == snapshots
+    assert [x for what, x in done if what == "saved"] == saved
+    before = [done[i - 1] for i, (what, _) in enumerate(done) if what == "saved"]
+    assert before == [("synced", None)] * len(saved)  # the log is never behind a checkpoint
+    assert all(x == ["v"] for what, x in done if what == "measured")
+    assert all(x == ["t"] for what, x in done if what == "trained")
 
 
 def test_a_second_signal_stops_at_once():
@@ -406,11 +398,10 @@ def test_weights_that_became_nan_end_the_run(here, capsys, updates):
     assert "finite" in said and "--lr" in said and not (here / "y/summary.json").exists()
 
 
-def test_a_finished_run_says_what_it_found_again(here, whole):
-    before = (whole / "runs/x/metrics.jsonl").read_bytes()
-    summary = fork_gpt.run(config("--resume", "runs/x"), lambda: False)
-    assert (whole / "runs/x/metrics.jsonl").read_bytes() == before
-    assert summary["keep"] == "top"
+def test_a_finished_run_says_what_it_found_again(here):
+    before = Path("runs/x/metrics.jsonl").read_bytes()
+    assert fork_gpt.run(config("--resume", "runs/x"), lambda: False)["keep"] == "top"
+    assert Path("runs/x/metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize("keep, share", [("bottom", 0.8), ("random", 0.2), ("all", 1.0)])
