@@ -18,15 +18,11 @@ from infra.files import UserError, fsync, read_json
 from infra.weights import Place, crc
 
 KEPT = 2  # checkpoints of a run: the last, and one to go back to
+Parts = dict[str, tuple[Place, Tensor]]  # by name, this process's part of it and where it stands
 
 
 def save_parts(
-    folder: Path,
-    step: int,
-    tensors: dict[str, tuple[Place, Tensor]],
-    more: dict,
-    rank: int = 0,
-    wait: Callable[[], object] = lambda: None,
+    folder: Path, step: int, tensors: Parts, more: dict, rank: int, wait: Callable[[], object]
 ) -> None:
     """FOLDER/STEP, a file for each rank: its parts of the tensors with their places and digests,
     and `more` numbers and texts.  It has its name when all ranks have written (`wait` returns when
@@ -71,7 +67,7 @@ def done(folder: Path, steps: int) -> dict | None:
     return read_json(folder / "summary.json")
 
 
-def load_parts(path: Path, tensors: dict[str, tuple[Place, Tensor]]) -> dict:
+def load_parts(path: Path, tensors: Parts) -> dict:
     """Fill the tensors, each the part at its place, from what any number of ranks wrote; returns
     what else they did.  UserError when something is missing, damaged, or of another shape."""
     files = sorted(path.glob("*.pt"))
@@ -107,5 +103,4 @@ def meet(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
 
 def within(inner: Place, outer: Place) -> tuple[slice, ...]:
     """Where a part of a part stands in it."""
-    pairs = zip(inner, outer, strict=True)
-    return tuple(slice(a - b, a - b + n) for (a, n), (b, _) in pairs)
+    return tuple(slice(a - b, a - b + n) for (a, n), (b, _) in zip(inner, outer, strict=True))
