@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from infra.files import UserError, fsync, read_json
+from infra.files import UserError, fsync, read_json, writing
 from infra.weights import Place, crc
 
 KEPT = 2  # checkpoints of a run: the last, and one to go back to
@@ -28,17 +28,18 @@ def save_parts(
     and `more` numbers and texts.  It has its name when all ranks have written (`wait` returns when
     all have called it).  UserError when the disk refuses."""
     new, name = folder / ".new", folder / f"{step:06}"
-    try:
+    with writing(name):
         if rank == 0:
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir(parents=True)
-        wait()
-        held = {k: (list(place), crc(t), t.detach()) for k, (place, t) in tensors.items()}
-        with open(new / f"{rank:05}.pt", "wb") as f:
-            torch.save(dict(tensors=held, more=more), f)
-            f.flush()
-            os.fsync(f.fileno())
-        wait()
+    wait()  # which fails where a process is gone: no fault of the disk's
+    held = {k: (list(place), crc(t), t.detach()) for k, (place, t) in tensors.items()}
+    with writing(name), open(new / f"{rank:05}.pt", "wb") as f:
+        torch.save(dict(tensors=held, more=more), f)
+        f.flush()
+        os.fsync(f.fileno())
+    wait()
+    with writing(name):
         if rank == 0:
             fsync(new)
             shutil.rmtree(name, ignore_errors=True)  # a damaged one that was gone back behind
@@ -46,10 +47,7 @@ def save_parts(
             fsync(folder)
             for old in found(folder)[:-KEPT]:
                 shutil.rmtree(old, ignore_errors=True)
-        wait()
-    except (OSError, RuntimeError) as e:  # torch.save has the latter for a full disk
-        why = getattr(e, "strerror", None) or str(e).splitlines()[0]
-        raise UserError(f"cannot write {name}: {why}; what was there is untouched") from None
+    wait()
 
 
 def found(folder: Path) -> list[Path]:

@@ -14,7 +14,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -37,19 +38,27 @@ def write_atomic(path: Path, data: bytes | Callable) -> None:
         return
     path = Path(path)
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temp, "wb") as f:
-            data(f) if callable(data) else f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temp, path)
-        fsync(path.parent)  # the rename itself must survive a power cut
-    except BaseException as e:
-        if temp.exists():  # a file in the way has no such path
-            temp.unlink()  # also after a second Ctrl-C: a checkpoint has gigabytes
-        if not isinstance(e, (OSError, RuntimeError)):  # torch.save has one for a full disk
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temp, "wb") as f:
+                data(f) if callable(data) else f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(temp, path)
+            fsync(path.parent)  # the rename itself must survive a power cut
+        except BaseException:
+            if temp.exists():  # a file in the way has no such path
+                temp.unlink()  # also after a second Ctrl-C: a checkpoint has gigabytes
             raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside, the disk's refusal is a UserError that names the path."""
+    try:
+        yield
+    except (OSError, RuntimeError) as e:  # torch.save has the latter for a full disk
         why = getattr(e, "strerror", None) or str(e).splitlines()[0]
         raise UserError(f"cannot write {path}: {why}; what was there is untouched") from None
 

@@ -14,6 +14,7 @@ import torch
 from common import save_small
 
 from infra import files
+from infra.checkpoint import save_parts
 from infra.files import UserError, loggers, write_atomic, write_json
 from infra.weights import load, load_model, save
 from model import Shape, Transformer
@@ -102,6 +103,16 @@ def test_a_second_ctrl_c_in_a_write_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_atomic(tmp_path / "x", interrupted)
     assert os.listdir(tmp_path) == ["x"] and (tmp_path / "x").read_bytes() == b"old"
+
+
+def test_a_process_that_is_lost_during_a_save_is_no_full_disk(tmp_path):
+    """Those who waited for it said `cannot write`, each of itself, before its loss was noticed."""
+
+    def wait():
+        raise RuntimeError("Connection closed by peer")
+
+    with pytest.raises(RuntimeError, match="^Connection closed by peer$"):
+        save_parts(tmp_path, 1, {}, {}, 0, wait)
 
 
 def test_a_path_that_cannot_be_written_is_the_users_error(tmp_path):
