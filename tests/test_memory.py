@@ -265,6 +265,7 @@ def test_a_containers_limit_is_read_in_both_versions(tmp_path):
 
 def test_the_benchmark_prints_a_table_of_a_named_size(measured):
     out = measured["page"]
+    assert out.startswith("memory: ")  # it once was a tuple
     rows = [x.split("|")[1:-1] for x in out.splitlines() if x.startswith("|")]
     assert [x[0].strip() for x in rows] == ["phase", "---", "rollout", "update"]
     assert {len(x) for x in rows} == {5} and all(float(x[1]) > 0 for x in rows[2:])
