@@ -146,6 +146,10 @@ def test_a_decode_step_and_drawing_in_closed_form():
     assert parts["decoding"] == 100 * 4 * (64 + 2 * 16 * 1000)
     wide = preflight(replace(m, vocab_size=10**5), c, longest=100)
     assert wide["decoding"] == 100 * 10**5 * 16
+    # a block's backward pass, while the head's part of a tied matrix waits for the embedding's
+    long = replace(m, n_mlp=4096)
+    tied, free = (preflight(replace(long, tie_embeddings=x), c)["backward"] for x in (True, False))
+    assert tied - free == 64 * 64 * 4
     sgd = preflight(m, replace(c, optimizer="sgd"), longest=100)
     assert sgd == parts | dict(optimizer=0) and parts["optimizer"] == 2 * parts["weights"]
 
