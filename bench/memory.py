@@ -133,7 +133,7 @@ def main() -> int:
         torch.set_num_threads(c.threads)
         here = SimpleNamespace(shape=SIZES[c.size], head_weight=torch.empty(0, device=device))
         splits = dict(train=[[0] * c.max_prompt], val=[], test=[])
-        print(memory.check(here, FixedWorld(), splits, c))
+        print(memory.check(here, FixedWorld(), splits, c)[1])
     except UserError as e:
         print(f"bench/memory.py: {e}", file=sys.stderr)
         return 2

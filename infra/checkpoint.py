@@ -14,35 +14,32 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from infra.files import UserError, fsync, read_json
+from infra.files import UserError, fsync, read_json, writing
 from infra.weights import Place, crc
 
 KEPT = 2  # checkpoints of a run: the last, and one to go back to
+Parts = dict[str, tuple[Place, Tensor]]  # by name, this process's part of it and where it stands
 
 
 def save_parts(
-    folder: Path,
-    step: int,
-    tensors: dict[str, tuple[Place, Tensor]],
-    more: dict,
-    rank: int = 0,
-    wait: Callable[[], object] = lambda: None,
+    folder: Path, step: int, tensors: Parts, more: dict, rank: int, wait: Callable[[], object]
 ) -> None:
     """FOLDER/STEP, a file for each rank: its parts of the tensors with their places and digests,
     and `more` numbers and texts.  It has its name when all ranks have written (`wait` returns when
     all have called it).  UserError when the disk refuses."""
     new, name = folder / ".new", folder / f"{step:06}"
-    try:
+    with writing(name):
         if rank == 0:
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir(parents=True)
-        wait()
-        held = {k: (list(place), crc(t), t.detach()) for k, (place, t) in tensors.items()}
-        with open(new / f"{rank:05}.pt", "wb") as f:
-            torch.save(dict(tensors=held, more=more), f)
-            f.flush()
-            os.fsync(f.fileno())
-        wait()
+    wait()  # which fails where a process is gone: no fault of the disk's
+    held = {k: (list(place), crc(t), t.detach()) for k, (place, t) in tensors.items()}
+    with writing(name), open(new / f"{rank:05}.pt", "wb") as f:
+        torch.save(dict(tensors=held, more=more), f)
+        f.flush()
+        os.fsync(f.fileno())
+    wait()
+    with writing(name):
         if rank == 0:
             fsync(new)
             shutil.rmtree(name, ignore_errors=True)  # a damaged one that was gone back behind
@@ -50,10 +47,7 @@ def save_parts(
             fsync(folder)
             for old in found(folder)[:-KEPT]:
                 shutil.rmtree(old, ignore_errors=True)
-        wait()
-    except (OSError, RuntimeError) as e:  # torch.save has the latter for a full disk
-        why = getattr(e, "strerror", None) or str(e).splitlines()[0]
-        raise UserError(f"cannot write {name}: {why}; what was there is untouched") from None
+    wait()
 
 
 def found(folder: Path) -> list[Path]:
@@ -71,7 +65,7 @@ def done(folder: Path, steps: int) -> dict | None:
     return read_json(folder / "summary.json")
 
 
-def load_parts(path: Path, tensors: dict[str, tuple[Place, Tensor]]) -> dict:
+def load_parts(path: Path, tensors: Parts) -> dict:
     """Fill the tensors, each the part at its place, from what any number of ranks wrote; returns
     what else they did.  UserError when something is missing, damaged, or of another shape."""
     files = sorted(path.glob("*.pt"))
@@ -107,5 +101,4 @@ def meet(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
 
 def within(inner: Place, outer: Place) -> tuple[slice, ...]:
     """Where a part of a part stands in it."""
-    pairs = zip(inner, outer, strict=True)
-    return tuple(slice(a - b, a - b + n) for (a, n), (b, _) in pairs)
+    return tuple(slice(a - b, a - b + n) for (a, n), (b, _) in zip(inner, outer, strict=True))

@@ -14,7 +14,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -22,8 +23,6 @@ from tqdm import tqdm
 
 SIZE_LIMIT = 2**28  # bytes of a text or JSON file; Qwen3's tokenizer.json has 11 MB
 POINTER = b"version https://git-lfs"  # what a clone without git-lfs has in place of a large file
-
-
 WRITES = True  # false in all but one of several processes that do the same
 
 
@@ -45,19 +44,27 @@ def write_atomic(path: Path, data: bytes | Callable) -> None:
         return
     path = Path(path)
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temp, "wb") as f:
-            data(f) if callable(data) else f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temp, path)
-        fsync(path.parent)  # the rename itself must survive a power cut
-    except BaseException as e:
-        if temp.exists():  # a file in the way has no such path
-            temp.unlink()  # also after a second Ctrl-C: a checkpoint has gigabytes
-        if not isinstance(e, (OSError, RuntimeError)):  # torch.save has one for a full disk
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temp, "wb") as f:
+                data(f) if callable(data) else f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(temp, path)
+            fsync(path.parent)  # the rename itself must survive a power cut
+        except BaseException:
+            if temp.exists():  # a file in the way has no such path
+                temp.unlink()  # also after a second Ctrl-C: a checkpoint has gigabytes
             raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside, the disk's refusal is a UserError that names the path."""
+    try:
+        yield
+    except (OSError, RuntimeError) as e:  # torch.save has the latter for a full disk
         why = getattr(e, "strerror", None) or str(e).splitlines()[0]
         raise UserError(f"cannot write {path}: {why}; what was there is untouched") from None
 
@@ -105,15 +112,13 @@ def read_bytes(path: Path) -> bytes:
 
 def read_json(path: Path) -> dict:
     """The object in a JSON file.  UserError, naming the file, when it is anything else."""
+    data = read_bytes(path)
     try:
-        value = parse_json(read_bytes(path))
-    except UserError:
-        raise
+        if isinstance(value := parse_json(data), dict):
+            return value
+        raise ValueError("is no JSON object")
     except ValueError as e:
         raise UserError(f"{path}: {e}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: is no JSON object")
-    return value
 
 
 def write_json(path: Path, record: dict) -> None:
@@ -128,12 +133,13 @@ def read_log(path: Path, steps: int | None = None) -> list[dict]:
     whole = raw.split(b"\n")[:-1]  # of a last one that was cut by a kill nothing is known
     for n in range(1, 1 + (len(whole) if steps is None else steps)):
         try:
+            if n > len(whole):
+                raise ValueError("is missing")
             lines.append(parse_json(whole[n - 1]))
             if not isinstance(lines[-1], dict) or lines[-1].get("step") != n:
                 raise ValueError(f"is not step {n}'s")
-        except (IndexError, ValueError) as e:
-            why = e if isinstance(e, ValueError) else "is missing"
-            raise UserError(f"{path}, line {n}: {why}; put it back, or start anew") from None
+        except ValueError as e:
+            raise UserError(f"{path}, line {n}: {e}; put it back, or start anew") from None
     return lines
 
 
@@ -189,8 +195,8 @@ def claim(folder: Path, mine: dict, write: bool = True, free: Collection[str] = 
         other = [f"--{k.replace('_', '-')} {theirs[k]} there, {mine[k]} here" for k in changed]
         # one that got no line of results gives way: it may be for memory that --rows was lowered
         if other and any(p.stat().st_size for p in folder.glob("*.jsonl")):
-            what = f"{folder} was made with other flags ({'; '.join(other)})"
-            raise UserError(f"{what}; choose another --out")
+            flags = "; ".join(other)
+            raise UserError(f"{folder} was made with other flags ({flags}); choose another --out")
     elif not write and any(folder.glob("[!.]*")):
         raise UserError(f"{folder} holds files but no config.json of ours; choose another --out")
     if write and WRITES:
@@ -292,8 +298,7 @@ class Log:
         self.also = loggers(folder, wandb, tensorboard) if WRITES else []
 
     def begin(self, step: int, steps: int, title: str) -> None:
-        """Keep the lines up to `step`, atomically: what was logged after the checkpoint is done
-        again, and a half-written last line goes too."""
+        """Keep the lines up to `step`, atomically: what came after the checkpoint is done again."""
         lines = [json.dumps(line) + "\n" for line in read_log(self.path, step)]
         write_atomic(self.path, "".join(lines).encode())
         if step:
@@ -332,27 +337,21 @@ class Log:
 def loggers(folder: Path, wandb: bool, tensorboard: bool) -> list[Callable[[dict], None]]:
     """Functions that log a line of metrics elsewhere as well.  UserError when one was asked for
     whose package is not installed, or refuses to start."""
-    out, name = [], ""
+    out, name = [], "wandb"
     try:
         if wandb:
-            name = "wandb"
             import wandb as library
 
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            run = library.init(project="fork-gpt", name=Path(folder).name, dir=folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            run = library.init(project="fork-gpt", name=folder.name, dir=folder)
             out.append(lambda line: run.log(line, step=line["step"]))
+        name = "tensorboard"
         if tensorboard:
-            name = "tensorboard"
             from torch.utils.tensorboard import SummaryWriter
 
-            writer = SummaryWriter(folder)
-
-            def write(line: dict) -> None:
-                for key, value in line.items():
-                    writer.add_scalar(key, value, line["step"])
-                writer.flush()  # its thread dies with the process, and what it holds with it
-
-            out.append(write)
+            board = SummaryWriter(folder)
+            out.append(lambda line: [board.add_scalar(k, line[k], line["step"]) for k in line])
+            out.append(lambda _: board.flush())  # its thread dies with the process, and what it has
     except ImportError:  # also torch's own, for a tensorboard that is too old
         raise UserError(f"--{name}: not installed, or too old: pip install -U {name}") from None
     except Exception as e:  # wandb's own kinds: not logged in, no network

@@ -43,7 +43,7 @@ def flag(
 
 
 def defaults(kind: type, maths: bool) -> dict:
-    """The defaults of a dataclass by field name, those with --data if `maths`."""
+    """By field name, those with --data if `maths`."""
     return {f.name: f.metadata["maths"] if maths else f.default for f in fields(kind)}
 
 
@@ -73,10 +73,9 @@ def filled(kind: type, given: dict) -> Any:
 
 def taken(config: Any) -> str:
     """What a config has by default and would not have with, or without, --data."""
-    both = defaults(type(config), False), defaults(type(config), True)
-    usual, maths = both[bool(config.data)], bool(config.data)
-    same = {k: v for k, v in usual.items() if both[0][k] != both[1][k] and getattr(config, k) == v}
-    world = "for --data" if maths else "of the small world"
+    usual, other = (defaults(type(config), x) for x in (bool(config.data), not config.data))
+    same = {k: v for k, v in usual.items() if v != other[k] and getattr(config, k) == v}
+    world = "for --data" if config.data else "of the small world"
     return f"defaults {world}: {' '.join(typed(same))}"
 
 
@@ -96,11 +95,9 @@ def rule(f: Field) -> str:
     if type(f.default) is str:
         words = ", ".join(allowed.removesuffix(" FILE").split())
         return f"one of {words}" + " or a file" * allowed.endswith(" FILE") if allowed else ""
-    auto, allowed = "auto or " * allowed.startswith("auto "), allowed.removeprefix("auto ")
-    endless = re.fullmatch(r"([(\[])(\S+), inf\)", allowed)
-    if not endless:
-        return f"{auto}in {allowed}" if allowed else ""
-    return f"{auto}{'at least' if endless[1] == '[' else 'above'} {endless[2]}"
+    allowed = re.sub(r"\[(\S+), inf\)", r"at least \1", allowed.replace("auto ", "auto or "))
+    allowed = re.sub(r"\((\S+), inf\)", r"above \1", allowed)
+    return re.sub(r"(?=[(\[])", "in ", allowed)
 
 
 def check_value(f: Field, value: Any) -> None:
@@ -119,17 +116,15 @@ def check_value(f: Field, value: Any) -> None:
         raise UserError(f"{option(f.name)} {value!r}: it must be {must}")
 
 
-def check_read(config: Any, f: Field) -> None:
-    """UserError when the flags are not there without which a field is not read."""
+def unread(config: Any, f: Field) -> str:
+    """Why nothing reads a field beside the others, "" where something does."""
+    if not f.metadata["needs"]:
+        return ""
     name, *words = f.metadata["needs"].split()
     if name == "no":
-        read, why = not getattr(config, words[0]), f"{option(words[0])} is given"
-    elif words:
-        read, why = getattr(config, name) in words, f"it needs {option(name)} {' or '.join(words)}"
-    else:
-        read, why = bool(getattr(config, name)), f"it needs {option(name)}"
-    if not read:
-        raise UserError(f"{option(f.name)} would be ignored: {why}")
+        return f"{option(words[0])} is given" if getattr(config, words[0]) else ""
+    read = getattr(config, name) in words if words else bool(getattr(config, name))
+    return "" if read else f"it needs {option(name)} {' or '.join(words)}".rstrip()
 
 
 def check(config: Any) -> None:
@@ -137,22 +132,16 @@ def check(config: Any) -> None:
     and for one that was changed where nothing would read it."""
     usual = defaults(type(config), bool(getattr(config, "data", "")))
     for f in fields(config):
-        check_value(f, getattr(config, f.name))
-        if f.metadata["needs"] and getattr(config, f.name) != usual[f.name]:
-            check_read(config, f)
+        check_value(f, value := getattr(config, f.name))
+        if value != usual[f.name] and (why := unread(config, f)):
+            raise UserError(f"{option(f.name)} would be ignored: {why}")
 
 
 def readable(kind: type, given: dict, own: dict) -> dict:
     """Those of the flags `given` that something reads where the flags `own` are set, too."""
-    config, out = kind(**given | own), {}
-    for f in (f for f in fields(kind) if f.name in given):
-        try:
-            if f.metadata["needs"]:
-                check_read(config, f)
-            out[f.name] = given[f.name]
-        except UserError:
-            pass
-    return out
+    config = kind(**given | own)
+    ignored = {f.name for f in fields(kind) if unread(config, f)}
+    return {name: value for name, value in given.items() if name not in ignored}
 
 
 def check_rules(config: Any, rules: list[tuple[str, bool, str]]) -> None:

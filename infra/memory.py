@@ -5,7 +5,6 @@
 A step has two phases that never overlap, and the larger one decides: the rollout holds the KV
 cache, the update holds gradients and activations.  Weights and AdamW's two moments outlive both.
 Every size is counted from the shapes; what is short of a megabyte (norms, angles, ids) is not.
-Of dp x tp processes each has its share: see parallel.py.
 """
 
 import math
@@ -13,10 +12,12 @@ import os
 from bisect import bisect_right
 from dataclasses import replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import torch
 
+from infra import flags
 from infra.files import UserError
 from model import HEAD_CHUNK, Shape, Transformer, count_parameters
 
@@ -33,10 +34,8 @@ parameters = cache(count_parameters)
 
 
 def kept_by_block(m: Shape, e: int, fused: bool) -> int:
-    """Bytes a token that autograd keeps of one block, compute in `e` bytes an element.
-
-    The norms upcast.  `fused` (CUDA) ones keep their input alone, the CPU's also the upcast and the
-    normalised one, both fp32.
+    """Bytes a token that autograd keeps of one block, compute in `e` bytes an element.  `fused`
+    (CUDA) norms keep their input alone, the CPU's also its upcast and the normalised one in fp32.
     """
     q, k = m.n_head * m.head_dim, m.n_kv_head * m.head_dim
     norms = 2 * m.n_embd + q + k  # inputs of the four norms: two of the stream, q's and k's
@@ -49,12 +48,13 @@ def kept_by_block(m: Shape, e: int, fused: bool) -> int:
 
 def cut(m: Shape, tp: int) -> Shape:
     """The shape that each of `tp` ranks holds.  UserError for what does not divide."""
-    for name in ("n_head", "n_mlp", "vocab_size"):
-        if getattr(m, name) % tp:
-            raise UserError(f"--tp {tp}: it must divide {name}, which is {getattr(m, name)}")
+    whole = dict(n_head=m.n_head, n_mlp=m.n_mlp, vocab_size=m.vocab_size)
+    for name, n in whole.items():
+        if n % tp:
+            raise UserError(f"--tp {tp}: it must divide {name}, which is {n}")
     if m.n_kv_head % tp and tp % m.n_kv_head:
         raise UserError(f"--tp {tp}: it must divide {m.n_kv_head} KV heads, or they it")
-    mine = {name: getattr(m, name) // tp for name in ("n_head", "n_mlp", "vocab_size")}
+    mine = {name: n // tp for name, n in whole.items()}
     return replace(m, n_kv_head=max(1, m.n_kv_head // tp), **mine)
 
 
@@ -69,8 +69,7 @@ def preflight(
 ) -> dict[str, int]:
     """Bytes by part of a run of `c`, a `fork_gpt.Config`, in each of dp x `c.tp` processes; `m` is
     the shape that each holds.  `longest` is the longest prompt in tokens, else `c.max_prompt`;
-    `measured` problems are sampled `c.eval_k` times at a time.  Unless `training`, of measuring
-    alone.
+    `measured` problems are sampled `c.eval_k` times at a time; `training` or measuring alone.
 
     Responses are taken to reach `c.max_new`, the mask to keep its share of every micro-batch, and
     an update to have several micro-batches: with one, gradients come as activations go.
@@ -115,8 +114,8 @@ def preflight(
     else:
         head, embedding = max(head, handed), handed
     # a cut model gathers a block at a time, and one ahead; their gradients go out in fp32
-    layer = (n - V * D * (2 - m.tie_embeddings)) // m.n_layer
     root = V * D * (2 - m.tie_embeddings)
+    layer = (n - root) // m.n_layer
     blocks = root * e + 2 * layer * e + max(root, layer) * (e + 4) if ranks else 0
     passes = 12 * scored * V - 4 * n // dp  # without gradient, before there is any
     parts = {
@@ -145,14 +144,16 @@ def peaks(parts: dict[str, int]) -> dict[str, int]:
     return {p: sum(parts.get(name, 0) for name in names) for p, names in PHASES.items()}
 
 
+def need(m: Shape, c, *more, **changes) -> dict[str, int]:
+    """Bytes by phase of a run of `c` with these changes."""
+    return peaks(preflight(m, replace(c, **changes), *more))
+
+
 def rows_that_fit(m: Shape, c, limit: float, *more) -> int:
     """The most rows at a time, at least a group, with which sampling stays below `limit` bytes."""
     rows = range(c.group, max(MOST, c.group) + 1)
-
-    def need(r: int) -> int:
-        return peaks(preflight(m, replace(c, rows=r), *more))["rollout"]
-
-    return rows[max(0, bisect_right(rows, limit, key=need) - 1)]
+    most = bisect_right(rows, limit, key=lambda r: need(m, c, *more, rows=r)["rollout"])
+    return rows[max(0, most - 1)]
 
 
 def room(device: torch.device) -> tuple[int, int] | None:
@@ -193,33 +194,27 @@ def advice(m: Shape, c, limit: int, *more) -> str:
     does, in the dtype of `c` and, where that is not it, in bf16; else with AdamW in 8 bit."""
 
     def first(phase: str, tries: list[dict]) -> list[dict]:
-        fits = (x for x in tries if peaks(preflight(m, replace(c, **x), *more))[phase] <= limit)
-        return [x for x in [next(fits, None)] if x is not None]
+        return [*islice((x for x in tries if need(m, c, *more, **x)[phase] <= limit), 1)]
 
     def halves(name: str, low: int) -> list[dict]:
         start = getattr(c, name) or MOST  # --rows auto
-        return [{name: max(low, start >> i)} for i in range(1, start.bit_length())]
+        return [{}, *({name: max(low, start >> i)} for i in range(1, start.bit_length()))]
 
     ways, kinds = [], [{}] if c.dtype == "bfloat16" else [{}, dict(dtype="bfloat16")]
     small = [kind | dict(optimizer="adamw8") for kind in kinds] * (c.optimizer == "adamw")
     for kind in kinds + small:
         if kind in small and ways:  # it rounds: only where nothing else is enough
             break
-        rows = first("rollout", [kind | x for x in [{}, *halves("rows", c.group)]])
-        budgets, recompute = halves("microbatch", 1), dict(recompute=True)
-        work = first("update", [kind])
-        work = work or first("update", [kind | x for x in budgets])
+        rows = first("rollout", [kind | x for x in halves("rows", c.group)])
+        work = first("update", [kind | x for x in halves("microbatch", 1)])
         if work != [kind] and not c.recompute:
-            work += first("update", [kind | recompute | x for x in [{}, *budgets]])
+            again = kind | dict(recompute=True)
+            work += first("update", [again | x for x in halves("microbatch", 1)])
         ways += [r | w for r in rows for w in work]
     if not ways:
         return "no other flag is enough: a smaller model or --max-new, or a larger device"
-    return ", or ".join(map(settings_of, ways)) + " would fit"
-
-
-def settings_of(changes: dict) -> str:
-    """Changes of the config as they are typed."""
-    return " ".join(f"--{k}" if v is True else f"--{k} {v}" for k, v in changes.items())
+    said = (" ".join(flags.typed(way)).replace("=", " ") for way in ways)
+    return ", or ".join(said) + " would fit"
 
 
 def check(
@@ -233,24 +228,23 @@ def check(
     has, more = room(device), (device, longest, max(map(len, looked)), dp, training)
     rows = c.rows or rows_that_fit(m, c, 0.9 * has[0] if has else 4 * GIB, *more)
     parts = preflight(m, replace(c, rows=rows), *more)
-    need = max(peaks(parts).values())
+    most = max(peaks(parts).values())
     each = f" in each of {dp * c.tp} processes" if dp * c.tp > 1 else ""
-    text = f"memory: {need / GIB:.2f} GiB at most{each} with --rows {rows}"
+    text = f"memory: {most / GIB:.2f} GiB at most{each} with --rows {rows}"
     if has:
         text += f", of {has[0] / GIB:.1f} free on {device}"
-    if has and need > has[0]:
+    if has and most > has[0]:
         advised = advice(m, replace(c, rows=rows), has[0], *more)
-        if need > has[1]:
+        if most > has[1]:
             raise UserError(f"{text}: it cannot fit; {advised}")
         text += f": not now; {advised}"
-    return rows, text if need < GIB else f"{text}\n{table(parts)}"
+    return rows, text if most < GIB else f"{text}\n{table(parts)}"
 
 
 def table(parts: dict[str, int]) -> str:
     """What `preflight` counted, by part and phase, in GiB."""
-    rows = [f"  {'GiB':24s}" + "".join(f"{phase:>10s}" for phase in PHASES)]
-    for name, size in parts.items():
-        cells = (f"{size / GIB:.2f}" if name in names else "" for names in PHASES.values())
-        rows.append(f"  {name:24s}" + "".join(f"{x:>10s}" for x in cells) if size else "")
-    together = "".join(f"{x / GIB:10.2f}" for x in peaks(parts).values())
-    return "\n".join([*filter(None, rows), f"  {'together':24s}{together}"])
+    rows = [("GiB", *PHASES)]
+    for name, size in ((name, size) for name, size in parts.items() if size):
+        rows += [(name, *(f"{size / GIB:.2f}" * (name in PHASES[p]) for p in PHASES))]
+    rows += [("together", *(f"{x / GIB:.2f}" for x in peaks(parts).values()))]
+    return "\n".join(f"  {name:24s}{rollout:>10s}{update:>10s}" for name, rollout, update in rows)

@@ -52,10 +52,10 @@ def plan(c, p: Plan) -> str:
     if gpus % c.tp:
         raise UserError(f"--tp {c.tp}: it must divide the {gpus} GPUs of a node")
     dp, shape = nodes * gpus // c.tp, shape_of(c.model)
-    m, limit = cut(shape, c.tp), p.gpu * GIB
+    m, limit, more = cut(shape, c.tp), p.gpu * GIB, ("cuda", None, 0, dp)
     if not c.rows:
-        c = replace(c, rows=memory.rows_that_fit(m, c, 0.9 * limit, "cuda", None, 0, dp))
-    parts = memory.preflight(m, c, "cuda", dp=dp)
+        c = replace(c, rows=memory.rows_that_fit(m, c, 0.9 * limit, *more))
+    parts = memory.preflight(m, c, *more)
     need = memory.peaks(parts)
     length = c.max_prompt + c.max_new
     token = parts["KV cache"] / rows_of(c, dp) / length  # bytes of one in the cache
@@ -68,10 +68,10 @@ def plan(c, p: Plan) -> str:
         f"--rows {spare // length} of {length:,}",
     ]
     if max(need.values()) > limit:
-        more = (2**i for i in range(1, 11))
-        fits = (k for k in more if peak(m, c, dp * k) <= limit)
+        powers = (2**i for i in range(1, 11))
+        fits = (k for k in powers if max(memory.need(m, c, *more[:3], dp * k).values()) <= limit)
         enough = next((f"{nodes * k} x {gpus} GPUs would do" for k in fits), "nor do more GPUs")
-        advised = memory.advice(m, c, int(limit), "cuda", None, 0, dp)
+        advised = memory.advice(m, c, int(limit), *more)
         lines.append(f"  {max(need.values()) / GIB:.1f} GiB do not fit: {advised}; {enough}")
     sent, wait = traffic(m, c, nodes, dp), dict.fromkeys(memory.PHASES, 0.0)
     lines.append(f"  {'received by one GPU in a step':50s}{'GiB':>12s}{'seconds':>10s}")
@@ -85,14 +85,14 @@ def plan(c, p: Plan) -> str:
     return "\n".join(lines)
 
 
-def peak(m: Shape, c, dp: int) -> int:
-    """Bytes at most in each of dp x tp GPUs."""
-    return max(memory.peaks(memory.preflight(m, c, "cuda", dp=dp)).values())
+def asked(c, dp: int) -> int:
+    """Responses that one dp rank samples in a step."""
+    return math.ceil(math.ceil(c.prompts * c.oversample) * c.group / dp)
 
 
 def rows_of(c, dp: int) -> int:
     """Responses that one dp rank samples at a time."""
-    return max(c.group, min(c.rows, math.ceil(math.ceil(c.prompts * c.oversample) * c.group / dp)))
+    return max(c.group, min(c.rows, asked(c, dp)))
 
 
 def passes(c, dp: int) -> tuple[int, int, int]:
@@ -110,25 +110,21 @@ def traffic(m: Shape, c, nodes: int, dp: int) -> dict[tuple[str, str], tuple[flo
     e, n, others = 2 if c.dtype == "bfloat16" else 4, parameters(m), (dp - 1) / dp
     near, far = SPEED["node"], SPEED["network" if nodes > 1 else "node"]
     micro, silent, tokens = passes(c, dp)
-    requests = math.ceil(c.prompts * c.oversample) * c.group
-    length, drawn = c.max_prompt + c.max_new, math.ceil(requests / dp) * c.max_new
+    length, drawn = c.max_prompt + c.max_new, asked(c, dp) * c.max_new
     sums = 2 * m.n_layer + 1  # of activations, forward: of attention, MLP and embedding
     ring = 2 * (c.tp - 1) / c.tp * e * m.n_embd  # a ring passes a sum twice
-    read = drawn + math.ceil(requests / dp) / c.group * c.max_prompt
-    again = sums * (1 + c.recompute) + sums  # forward, once more, and backward
+    read = drawn + asked(c, dp) / c.group * c.max_prompt
+    summed = tokens * sums * (2 + c.recompute + silent / micro)  # forward, again, and backward
     root = m.vocab_size * m.n_embd * (2 - m.tie_embeddings)  # stays from forward to backward
     gathered = (2 * micro + silent) * (n - root) + micro * root
     out = {
         ("rollout", "weights, all-gather over dp"): (c.rounds * n * e * others, far),
         ("rollout", "activations, all-reduce over tp"): (read * sums * ring, near),
         ("rollout", "logits, all-gather over tp"): (drawn * m.vocab_size * (c.tp - 1) * e, near),
-        ("rollout", "samples, all-gather over dp"): (requests * length * 17 * others, far),
+        ("rollout", "samples, all-gather over dp"): (asked(c, 1) * length * 17 * others, far),
         ("update", "weights, all-gather over dp"): (gathered * e * others, far),
         ("update", "gradients, reduce-scatter over dp"): (micro * n * 4 * others, far),
-        ("update", "activations, all-reduce over tp"): (
-            tokens * ring * (again + sums * silent / micro),
-            near,
-        ),
+        ("update", "activations, all-reduce over tp"): (summed * ring, near),
     }
     return {what: x for what, x in out.items() if x[0]}
 
@@ -137,11 +133,11 @@ def seconds_of(m: Shape, c, dp: int) -> dict[str, float]:
     """Seconds of one GPU's own work by phase: decoding reads the weights once a step and the cache
     once a token; training computes."""
     e, n = 2 if c.dtype == "bfloat16" else 4, parameters(m)
-    length, rows = c.max_prompt + c.max_new, rows_of(c, dp)
-    requests = math.ceil(math.ceil(c.prompts * c.oversample) * c.group / dp)
+    length, requests = c.max_prompt + c.max_new, asked(c, dp)
     cache = 2 * m.n_layer * m.n_kv_head * m.head_dim * e
     behind = c.max_prompt + c.max_new / 2  # tokens that an average token looks back on
-    read = math.ceil(requests / rows) * c.max_new * n * e + requests * c.max_new * behind * cache
+    steps = math.ceil(requests / rows_of(c, dp)) * c.max_new
+    read = steps * n * e + requests * c.max_new * behind * cache
     micro, silent, tokens = passes(c, dp)
     flops = 2 * n + 2 * m.n_layer * m.n_head * m.head_dim * length  # of a token, forward
     times = 3 + c.recompute + silent / micro

@@ -30,14 +30,14 @@ class Watch(threading.Thread):
         super().__init__(daemon=True)
         self.rank, self.world = rank, world
         self.phase, self.what, self.broken = 0, "starting", False
-        self.over = threading.Event()
+        self.over, self.lock = threading.Event(), threading.Lock()
+        self.least, self.since = -1, 0.0  # the phase of the last rank, and since when
         self.named = -1  # the last phase in which a rank that is behind was named
         # torchrun's own store, which outlives every rank
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=30))
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self.store = dist.PrefixStore(f"fork_gpt/{attempt}", store)
-        self.lock = threading.Lock()
         self.sign()  # at once: who dies within the first second must be missed, too
         self.start()
 
@@ -76,29 +76,25 @@ class Watch(threading.Thread):
             with self.lock:
                 self.sign()
                 failed = self.store.check(["failed"])
-                signs = {
-                    r: self.store.get(f"{r}").decode()
-                    for r in range(self.world)
-                    if self.store.check([f"{r}"])
-                }
+                there = [r for r in range(self.world) if self.store.check([f"{r}"])]
+                signs = {r: self.store.get(f"{r}").decode().split("|", 2) for r in there}
             if failed:
                 os._exit(2)
             now = time.monotonic()
             for r, sign in signs.items():
                 if r not in seen or seen[r][0] != sign:
                     seen[r] = sign, now
-            for r, (sign, when) in seen.items():
-                if now - when > (SILENCE / 4 if self.broken else SILENCE):
-                    what = sign.split("|", 2)[2]
-                    self.fail(r, f"gave no sign of life for {now - when:.0f} s ({what}); killed?")
+                silent = now - seen[r][1]
+                if silent > (SILENCE / 4 if self.broken else SILENCE):
+                    self.fail(r, f"gave no sign of life for {silent:.0f} s ({sign[2]}); killed?")
             if self.rank == 0:
-                self.name_who_is_behind({r: sign.split("|", 2) for r, sign in signs.items()})
+                self.name_who_is_behind(signs)
 
     def name_who_is_behind(self, signs: dict[int, list[str]]) -> None:
         """A line about the ranks that others have waited for since BEHIND seconds."""
         phases = {r: int(phase) for r, (_, phase, _) in signs.items()}
         least, now = min(phases.values()), time.monotonic()
-        if least != getattr(self, "least", None):
+        if least != self.least:
             self.least, self.since = least, now
         if max(phases.values()) > least > self.named and now - self.since > BEHIND:
             self.named = least

@@ -147,31 +147,25 @@ def test_the_collectives_are_those_that_parallel_py_names(found):
     assert found["calls of a micro-batch"] == batch
 
 
-@pytest.mark.parametrize(
-    "flags, says",
-    [
-        (["--plan", "16x8", "--tp", "8"], "dp 16 x tp 8"),
-        (["--plan", "1x8", "--tp", "8"], "do not fit: .*; 2 x 8 GPUs would do"),
-        (["--plan", "1x8", "--tp", "8", "--gpu", "141"], r"--rows \d+ of 22,528"),
-    ],
-)
+COMMON = "--model Qwen3-32B --data x --dtype bfloat16 --recompute --prompts 512 --group 16"
+COMMON += " --rows 32 --updates 16 --oversample 3 --rounds 10 --max-new 20480 --microbatch 22528"
+
+
+@pytest.mark.parametrize("flags, says", [
+    ("--plan 16x8 --tp 8", "dp 16 x tp 8"),
+    ("--plan 1x8 --tp 8", "do not fit: .*; 2 x 8 GPUs would do"),
+    ("--plan 1x8 --tp 8 --gpu 141", r"--rows \d+ of 22,528"),
+])  # fmt: skip
 def test_the_command_needs_no_weights(flags, says, capsys):
-    common = "--model Qwen3-32B --data x --dtype bfloat16 --recompute --prompts 512 --group 16 "
-    common += "--updates 16 --oversample 3 --rounds 10 --max-new 20480 --microbatch 22528 --rows 32"
-    assert fork_gpt.main([*flags, *common.split()]) == 0
+    assert fork_gpt.main(f"{flags} {COMMON}".split()) == 0
     assert re.search(says, capsys.readouterr().out)
 
 
-@pytest.mark.parametrize(
-    "flags, why",
-    [
-        ("--plan 16", "NODESxGPUS"),
-        ("--plan 1x8 --tp 16", "--tp 16"),
-        ("--plan 1x5 --tp 5", "must divide n_head"),
-        ("--plan 1x8 --gpu 0", "--gpu 0.0"),
-        ("--gpu 141", "needs --plan"),
-    ],
-)
+@pytest.mark.parametrize("flags, why", [
+    ("--plan 16", "NODESxGPUS"), ("--plan 1x8 --tp 16", "--tp 16"),
+    ("--plan 1x5 --tp 5", "must divide n_head"), ("--plan 1x8 --gpu 0", "--gpu 0.0"),
+    ("--gpu 141", "needs --plan"),
+])  # fmt: skip
 def test_a_plan_that_cannot_be(flags, why, capsys):
     assert fork_gpt.main([*flags.split(), "--model", "Qwen3-32B"]) == 2
     assert why in capsys.readouterr().err

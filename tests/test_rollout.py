@@ -2,20 +2,18 @@
 
 import math
 import re
-import subprocess
+import runpy
 import sys
 import time
 from copy import deepcopy
-from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 import torch
 import torch.nn.functional as F
-from common import PATIENCE, ROOT, all_logits, rounding, save_small, seeded
+from common import ROOT, all_logits, rounding, save_small, seeded
 from test_step import uniform as slow_uniform
 from torch.testing import assert_close
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import parallel
 import rollout
@@ -118,11 +116,8 @@ def test_never_written_cache_memory_is_never_read(model):
         after = generate(model, PROMPTS, 2, 12, EOS)
     finally:
         torch.use_deterministic_algorithms(False)
-    assert same(before, after)
-
-
-def same(a: Rollout, b: Rollout) -> bool:
-    return all(torch.equal(x, getattr(b, name)) for name, x in vars(a).items())
+    assert all(torch.equal(x, getattr(after, name)) for name, x in vars(before).items())
+    assert before.responses() != generate(model, PROMPTS, 2, 12, EOS, seed=1).responses()
 
 
 # ------------------------------------------------------------------ where a sample ends
@@ -147,16 +142,18 @@ def test_the_end_of_text_is_counted_recorded_and_marks_the_sample_finished(
         assert float(logprob) < -0.1
 
 
-def test_a_greedy_sample_is_cut_right_after_the_end_of_text_or_at_the_limit(model):
-    free = greedy(model)
-    assert [len(ids) for ids in free] == [12] * len(PROMPTS)  # without `eos` nothing ends early
-    for eos in {t for ids in free for t in ids}:
-        for max_new in (1, 2, 5, 12):
-            samples = generate(model, PROMPTS, 1, max_new, eos, Sampling(0.0))
-            for ids, found, done in zip(free, samples.responses(), samples.finished, strict=True):
-                end = ids.index(eos) + 1 if eos in ids else 99
-                assert found == ids[: min(end, max_new)]
-                assert bool(done) == (end <= max_new)
+def test_a_sample_is_cut_right_after_any_end_of_text_or_at_the_limit(model):
+    for how in (Sampling(0.0), Sampling()):
+        free = generate(model, PROMPTS, 1, 12, None, how).responses()
+        assert [len(ids) for ids in free] == [12] * len(PROMPTS)  # without `eos` nothing ends early
+        for eos in [*{t for ids in free for t in ids}, {EOS, free[0][2], free[1][0]}]:
+            stops = eos if isinstance(eos, set) else {eos}
+            for max_new in (1, 5, 12):
+                cut = generate(model, PROMPTS, 1, max_new, eos, how)
+                for ids, found, done in zip(free, cut.responses(), cut.finished, strict=True):
+                    end = next((i for i, t in enumerate(ids, 1) if t in stops), 99)
+                    assert found == ids[: min(end, max_new)]
+                    assert bool(done) == (end <= max_new)
 
 
 def test_no_new_token_no_prompt_and_an_empty_prompt(model):
@@ -168,33 +165,7 @@ def test_no_new_token_no_prompt_and_an_empty_prompt(model):
         generate(model, [[3], [], [4]], 2, 5, EOS)
 
 
-# ------------------------------------------------------------------ greedy
-
-
-@pytest.mark.parametrize("tied", (True, False))
-def test_greedy_equals_transformers_generate(model, tied):
-    c = replace(model.shape, tie_embeddings=tied)
-    ours = Transformer(c).init_weights(seeded(3))
-    config = Qwen3Config(
-        vocab_size=V, hidden_size=c.n_embd, intermediate_size=c.n_mlp, head_dim=c.head_dim,
-        num_hidden_layers=c.n_layer, num_attention_heads=c.n_head, tie_word_embeddings=tied,
-        num_key_value_heads=c.n_kv_head,
-        rope_parameters=dict(rope_type="default", rope_theta=c.rope_theta),
-    )  # fmt: skip
-    theirs = Qwen3ForCausalLM(config).eval()
-    theirs.load_state_dict(ours.state_dict(), strict=False)
-    theirs.tie_weights()
-    frequent = torch.tensor(greedy(ours, max_new=16)).flatten().bincount().argmax().item()
-    lengths = []
-    for eos in (None, frequent):
-        found = greedy(ours, max_new=16, eos=eos, max_rows=4)
-        lengths.append({len(ids) for ids in found})
-        for prompt, ids in zip(PROMPTS, found, strict=True):
-            x = torch.tensor([prompt])
-            more = dict(max_new_tokens=16, eos_token_id=eos, pad_token_id=0)
-            y = theirs.generate(x, attention_mask=x.new_ones(x.shape), do_sample=False, **more)
-            assert ids == y[0, len(prompt) :].tolist()
-    assert lengths[0] == {16} and len(lengths[1]) > 1  # the end-of-text token cut some
+# ------------------------------------------------------------------ whom it depends on
 
 
 @pytest.mark.parametrize("how", (Sampling(0.0), Sampling(), TWO), ids=("greedy", "T1", "two"))
@@ -282,14 +253,8 @@ def test_random_numbers_are_those_of_splitmix64():
     for seed in (0, 1, 2**63 - 1):
         stream = rollout.streams(seed, numbers, 3)
         found = [rollout.uniform(stream, torch.full((12,), place)) for place in places]
-        want = [
-            [
-                slow_uniform(seed or rollout.GOLDEN, n, g, place)
-                for n in numbers.tolist()
-                for g in range(3)
-            ]
-            for place in range(4)
-        ]
+        whose = [(seed or rollout.GOLDEN, n, g) for n in numbers.tolist() for g in range(3)]
+        want = [[slow_uniform(*who, place) for who in whose] for place in range(4)]
         assert torch.stack(found).tolist() == want and found[0].dtype == torch.float64
     # they are spread evenly, and neighbours in each direction have nothing to do with each other
     stream = rollout.streams(3, torch.arange(100), 10)
@@ -372,63 +337,47 @@ SURE = torch.tensor([0.0, 4.5, -1.0, 1.0, 0.5, -2.0, 1.5, 0.0])  # about 0.4 nat
 N = 20_000
 
 
-def entropy_at(row: torch.Tensor, temperature: float) -> float:
-    """In nats, by math alone."""
-    if temperature == 0:
-        return 0.0
-    weights = [math.exp(x / temperature) for x in row.tolist()]
-    p = [w / sum(weights) for w in weights]
-    return -sum(x * math.log(x) for x in p)
-
-
 def probabilities(row: torch.Tensor, temperature: float) -> torch.Tensor:
     if temperature == 0:
         return F.one_hot(row.argmax(), len(row)).double()
     return (row.double() / temperature).softmax(-1)
 
 
-@pytest.mark.parametrize("temperature", (1.0, 0.7, 1.5))
-@pytest.mark.parametrize("row", (FORK, SURE), ids=("fork", "sure"))
-def test_plain_sampling_has_the_softmax_frequencies(row, temperature):
-    tokens, logprobs, entropy = sample(row.repeat(N, 1), Sampling(temperature), uniforms(N))
-    p = probabilities(row, temperature)
+def check_drawn(drawn, p: torch.Tensor, *others: torch.Tensor) -> None:
+    """Tokens, log-probs and entropies are those of p (V,), and not those of any other."""
+    tokens, logprobs, entropy = drawn
     assert p_value(tokens, p) > ODDS
-    assert p_value(tokens, probabilities(row, temperature * 1.15)) < ODDS  # it can fail
+    for other in others:  # it can fail
+        assert p_value(tokens, other) < ODDS
+    of = p[p > 0]
+    expected = torch.full((len(tokens),), -float((of * of.log()).sum()))
     assert_close(logprobs.double(), p.log()[tokens], rtol=0, atol=FP32)
-    assert_close(entropy, torch.full((N,), entropy_at(row, temperature)), rtol=0, atol=FP32)
+    assert_close(entropy, expected, rtol=0, atol=FP32)
     assert logprobs.dtype == entropy.dtype == torch.float32
 
 
-@pytest.mark.parametrize("size", (24, 301, 384))
-@pytest.mark.parametrize("how", (Sampling(0.8), Sampling(0.0, 1.0, 0.8)), ids=("plain", "two"))
-def test_a_larger_vocabulary_is_sampled_exactly_whatever_its_divisors(size, how):
+LARGE = [torch.randn(size, generator=seeded(size)) for size in (24, 301, 384)]
+
+
+@pytest.mark.parametrize(
+    "temperature, row", [(t, row) for t in (1.0, 0.7, 1.5) for row in (FORK, SURE)]
+    + [(0.8, row) for row in LARGE]
+)  # fmt: skip
+def test_sampling_has_the_softmax_frequencies_whatever_the_vocabularys_divisors(temperature, row):
     """A draw that goes by blocks of the vocabulary is right only if block and place both are."""
-    row = torch.randn(size, generator=seeded(size))
-    tokens, logprobs, _ = sample(row.repeat(N, 1), how, uniforms(N))
-    p = probabilities(row, 0.8)
-    assert p_value(tokens, p) > ODDS
-    assert p_value(tokens, probabilities(row, 0.88)) < ODDS  # it can fail
-    assert p_value(tokens, p.roll(1)) < ODDS
-    assert_close(logprobs.double(), p.log()[tokens], rtol=0, atol=FP32)
+    p, other = probabilities(row, temperature), probabilities(row, temperature * 1.15)
+    for how in (Sampling(temperature), Sampling(0.0, 0.1, temperature)):  # every row a fork
+        check_drawn(sample(row.repeat(N, 1), how, uniforms(N)), p, other, p.roll(1))
 
 
 @pytest.mark.parametrize("t_other, t_fork", ((0.6, 1.3), (1.4, 0.7), (0.0, 1.0), (1.0, 0.0)))
 def test_two_temperatures_have_the_frequencies_of_each_rows_own(t_other, t_fork):
     """Eq. 5: T_fork where the entropy at T=1 reaches the threshold, T_other elsewhere."""
     how = Sampling(t_other, 1.0, t_fork)
-    rows = torch.stack((FORK, SURE)).repeat(N, 1)  # alternating
-    tokens, logprobs, entropy = sample(rows, how, uniforms(2 * N))
+    drawn = sample(torch.stack((FORK, SURE)).repeat(N, 1), how, uniforms(2 * N))  # alternating
     for i, (row, t, swapped) in enumerate(((FORK, t_fork, t_other), (SURE, t_other, t_fork))):
-        drawn = tokens[i::2]
-        p = probabilities(row, t)
-        assert p_value(drawn, p) > ODDS
-        assert_close(logprobs[i::2].double(), p.log()[drawn], rtol=0, atol=FP32)
-        assert_close(entropy[i::2], torch.full((N,), entropy_at(row, t)), rtol=0, atol=FP32)
-        if t == 0:
-            assert drawn.unique().tolist() == [int(row.argmax())]
-            assert not logprobs[i::2].any() and not entropy[i::2].any()
-        elif swapped:
-            assert p_value(drawn, probabilities(row, swapped)) < ODDS  # it can fail
+        others = [probabilities(row, swapped)] if t and swapped else []
+        check_drawn([x[i::2] for x in drawn], probabilities(row, t), *others)
 
 
 def test_the_threshold_is_reached_from_the_entropy_itself_on():
@@ -437,7 +386,8 @@ def test_the_threshold_is_reached_from_the_entropy_itself_on():
     above = float(torch.nextafter(at_one, torch.tensor(9.0)))
     for threshold, t in ((float(at_one), 0.5), (above, 3.0)):
         _, _, entropy = sample(FORK[None], Sampling(3.0, threshold, 0.5), uniforms(1))
-        assert float(entropy) == pytest.approx(entropy_at(FORK, t), abs=FP32)
+        p = probabilities(FORK, t)
+        assert float(entropy) == pytest.approx(-float((p * p.log()).sum()), abs=FP32)
 
 
 def test_greedy_is_a_point_with_logprob_0_and_entropy_0():
@@ -460,32 +410,8 @@ def test_underflowing_probabilities_give_finite_records():
 
 def test_bf16_logits_are_sampled_and_recorded_in_fp32():
     row = FORK.bfloat16()
-    tokens, logprobs, entropy = sample(row.repeat(100, 1), Sampling(0.7), uniforms(100))
-    assert_close(logprobs, (row.float() / 0.7).log_softmax(-1)[tokens], rtol=0, atol=FP32)
-    assert_close(entropy, torch.full((100,), entropy_at(row.float(), 0.7)), rtol=0, atol=FP32)
-
-
-def test_the_samples_of_a_group_are_independent_draws_from_the_model():
-    """All pairs of first and second token: a shared cache or a shared draw would show here."""
-    small = Transformer(Shape(16, 1, 2, 1, 8, 24, 5, rope_theta=1e4)).init_weights(seeded(5))
-    prompts, G = [[1, 2, 3], [4]], 8000
-    samples = generate(small, prompts, G, 2, None, Sampling(0.8), max_rows=9000)
-    pairs = torch.tensor(samples.responses()).view(2, G, 2)
-    for prompt, drawn in zip(prompts, pairs, strict=True):
-        joint = torch.zeros(5, 5, dtype=torch.double)
-        for first in range(5):
-            with torch.no_grad():
-                logits = all_logits(small, torch.tensor([*prompt, first])).double() / 0.8
-            p = logits.softmax(-1)
-            joint[first] = p[-2, first] * p[-1]
-        assert p_value(drawn[:, 0] * 5 + drawn[:, 1], joint.flatten()) > ODDS
-        assert p_value(drawn[:, 1] * 5 + drawn[:, 0], joint.flatten()) < ODDS  # it can fail
-
-
-def test_the_same_seed_gives_the_same_rollout(model):
-    for how in (Sampling(), TWO):
-        one, two, other = (generate(model, PROMPTS, 3, 12, EOS, how, s) for s in (4, 4, 5))
-        assert same(one, two) and one.responses() != other.responses()
+    drawn = sample(row.repeat(N, 1), Sampling(0.7), uniforms(N))
+    check_drawn(drawn, probabilities(row.float(), 0.7))
 
 
 # ------------------------------------------------------------------ the nucleus
@@ -503,24 +429,15 @@ def slow_nucleus(logp: list[float], top_p: float) -> list[float]:
     return [logp[i] - math.log(total) if i in kept else -math.inf for i in range(len(logp))]
 
 
-@pytest.mark.parametrize("top_k", (1, 3, 50, 99))
-def test_top_k_draws_from_the_likeliest_and_top_p_from_those(top_k):
-    logp = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64).log()[None]
-    kept = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)[:top_k]
-    found = nucleus(logp, 1.0, top_k).exp()[0]
-    assert_close(found[:top_k], kept / kept.sum()) and found[top_k:].sum() == 0
-    assert nucleus(logp, 0.5, 3).exp()[0].tolist() == pytest.approx([4 / 7, 3 / 7, 0, 0])
-
-
-def test_any_of_several_tokens_ends_a_text(model):
-    one = generate(model, PROMPTS, 2, 10, EOS)
-    other = int(one.tokens[one.response][0])  # what some sample begins with
-    both = generate(model, PROMPTS, 2, 10, {EOS, other})
-    for a, b in zip(one.responses(), both.responses(), strict=True):
-        end = next((i + 1 for i, t in enumerate(a) if t in (EOS, other)), 10)
-        assert b == a[:end]
-    ended = [b[-1] in (EOS, other) for b in both.responses()]
-    assert both.finished.tolist() == ended
+@pytest.mark.parametrize("top_p, top_k, expected", [
+    (0.4, 0, [4, 0, 0, 0]), (0.6, 0, [4, 3, 0, 0]), (0.8, 0, [4, 3, 2, 0]),
+    (0.95, 0, [4, 3, 2, 1]), (1.0, 1, [4, 0, 0, 0]), (1.0, 3, [4, 3, 2, 0]),
+    (1.0, 99, [4, 3, 2, 1]), (0.5, 3, [4, 3, 0, 0]),  # top_p of what top_k left
+])  # fmt: skip
+def test_top_k_draws_from_the_likeliest_and_top_p_from_those(top_p, top_k, expected):
+    order, want = torch.tensor([2, 0, 3, 1]), torch.tensor(expected).double()
+    logp = torch.tensor([0.4, 0.3, 0.2, 0.1]).double().log()[order]
+    assert_close(nucleus(logp[None], top_p, top_k).exp()[0], (want / want.sum())[order])
 
 
 def test_a_signal_that_waits_leaves_the_rest_undone(model, monkeypatch):
@@ -548,27 +465,14 @@ def test_the_nucleus_is_that_of_a_slow_version(top_p):
     assert (found[~inside] < -1e29).all()  # and finite: 0 log 0 is 0
 
 
-def test_nucleus_closed_forms():
-    logp = torch.tensor([[0.1, 0.5, 0.15, 0.25]], dtype=torch.float64).log()
-    for top_p, expected in (
-        (0.4, [0, 1, 0, 0]),
-        (0.6, [0, 2 / 3, 0, 1 / 3]),
-        (0.8, [0, 5 / 9, 1.5 / 9, 2.5 / 9]),
-        (0.95, [0.1, 0.5, 0.15, 0.25]),
-    ):
-        assert_close(nucleus(logp, top_p).exp(), torch.tensor([expected], dtype=torch.float64))
-
-
 def test_the_nucleus_has_its_frequencies_and_is_what_is_recorded():
     how = Sampling(temperature=0.8, top_p=0.8)
-    logits = torch.randn(1, 24, generator=seeded(3))
-    token, logprob, entropy = sample(logits.expand(N, -1), how, uniforms(N, 4))
-    row = (logits[0].double() / 0.8).log_softmax(-1)
+    logits = torch.randn(24, generator=seeded(3))
+    drawn = sample(logits.expand(N, -1), how, uniforms(N, 4))
+    row = (logits.double() / 0.8).log_softmax(-1)
     expected = torch.tensor(slow_nucleus(row.tolist(), 0.8), dtype=row.dtype).exp()  # (24,)
-    assert 3 <= (expected > 0).sum() < 20 and p_value(token, expected) > ODDS
-    assert_close(logprob.double(), expected.log()[token], rtol=0, atol=FP32)
-    p = expected[expected > 0]
-    assert_close(entropy[0].double(), -(p * p.log()).sum(), rtol=0, atol=FP32)
+    assert 3 <= (expected > 0).sum() < 20
+    check_drawn(drawn, expected)
 
 
 # ------------------------------------------------------------------ Rollout
@@ -584,17 +488,6 @@ def slow(samples: Rollout) -> list[dict]:
         out.append(dict(tokens=tokens, response=response, records=records, finished=finished))
     assert len(out) == len(samples.finished) and next(drawn, None) is None
     return out
-
-
-def test_the_trainer_scores_the_response_tokens_or_a_choice_of_them(model):
-    samples = generate(model, PROMPTS, 2, 10, EOS, Sampling(0.7))
-    expected = [logprob for x in slow(samples) for logprob, _ in x["records"]]
-    mask = torch.rand(len(expected), generator=seeded()) < 0.3
-    chosen = [y for y, keep in zip(expected, mask.tolist(), strict=True) if keep]
-    with torch.no_grad():
-        for which, values in ((None, expected), (mask, chosen), (mask & False, [])):
-            logprobs, _ = model(*samples.scored(which), 0.7)
-            assert_close(logprobs, torch.tensor(values), rtol=0, atol=FP32)
 
 
 def test_a_rollout_is_cut_and_joined_as_its_samples_are(model):
@@ -614,11 +507,7 @@ def test_a_rollout_is_cut_and_joined_as_its_samples_are(model):
         assert part.cu_seqlens.dtype == torch.int32
         assert part.lengths().tolist() == [len(responses[i]) for i in which]
     none = samples.sequences([])  # a token that nobody sampled, for a rank that keeps step
-    assert (len(none.tokens), none.cu_seqlens.tolist(), none.response.tolist()) == (
-        1,
-        [0, 1],
-        [False],
-    )
+    assert len(none.tokens) == 1 and none.cu_seqlens.tolist() == [0, 1] and not none.response[0]
     assert len(none.logprobs) == len(none.entropy) == len(none.kinds) == len(none.finished) == 0
     a, b = samples.sequences([5, 1]), generate(model, [[1, 2]], 1, 1, EOS)
     joined = Rollout.join([a, b, samples])
@@ -675,8 +564,10 @@ def test_the_command_line_prints_a_trace(tmp_path, monkeypatch, capsys):
     assert lines[0].startswith(prompt)  # a prompt has no entropies
 
 
-def test_the_command_line_says_in_one_line_that_a_folder_is_missing(tmp_path):
-    line = [sys.executable, ROOT / "rollout.py", "--model", tmp_path / "nowhere", "use 1 2 goal 3"]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and "nowhere" in done.stderr
+def test_the_command_line_says_in_one_line_that_a_folder_is_missing(tmp_path, monkeypatch, capsys):
+    line = [ROOT / "rollout.py", "--model", tmp_path / "nowhere", "use 1 2 goal 3"]
+    monkeypatch.setattr(sys, "argv", [*map(str, line)])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(line[0], run_name="__main__")
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "nowhere" in err

@@ -1,17 +1,18 @@
 """Whole runs by the command line: what they leave, and that a kill anywhere loses nothing."""
 
+import io
 import json
 import math
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import chdir, nullcontext, redirect_stdout
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,9 +28,7 @@ from tasks import ask, pretrain
 from tasks.ask import countdown_of
 from tasks.countdown import Countdown
 
-
-def command(*flags: str) -> list[str]:
-    return [sys.executable, str(ROOT / "fork_gpt.py"), *flags]
+SEVEN = [*SMALL, "--steps", "7", "--snapshot-every", "3"]
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -48,14 +47,20 @@ def saved(folder: Path) -> dict:
 def whole(tmp_path_factory) -> Path:
     """An uninterrupted run of 7 steps, base included."""
     folder = tmp_path_factory.mktemp("whole")
-    flags = [*SMALL, "--steps", "7", "--snapshot-every", "3", "--out", "runs/x"]
-    done = subprocess.run(
-        command(*flags), cwd=folder, capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert done.returncode == 0, done.stderr
+    with chdir(folder), redirect_stdout(io.StringIO()) as said:
+        fork_gpt.run(config(*SEVEN, "--out", "runs/x"), lambda: False)
     for words in ("base model, test split", "after RLVR", "most forking", "a trace"):
-        assert words in done.stdout
+        assert words in said.getvalue()
     return folder
+
+
+@pytest.fixture
+def here(whole, tmp_path, monkeypatch) -> Path:
+    """An empty folder that has the cached base; signals of the test process left as they are."""
+    (tmp_path / "runs").symlink_to(whole / "runs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "stop_on_signal", lambda: lambda: False)
+    return tmp_path
 
 
 def same(a: Path, b: Path) -> None:
@@ -94,9 +99,8 @@ def test_what_a_run_leaves(whole):
     trained = saved(folder)
     assert all(torch.equal(p, trained[f"weight {n}"]) for n, p in model.state_dict().items())
     assert set(words) >= {".", "use", "goal", "8"}
-    assert sorted(p.name for p in (folder / "snapshots").iterdir()) == [
-        "000000.pt", "000003.pt", "000006.pt"
-    ]  # fmt: skip
+    kept = sorted(p.name for p in (folder / "snapshots").iterdir())
+    assert kept == ["000000.pt", "000003.pt", "000006.pt"]
 
 
 def test_what_was_measured_of_which_model_on_which_split(whole):
@@ -119,93 +123,96 @@ def test_what_was_measured_of_which_model_on_which_split(whole):
         assert summary[f"arithmetic{name}"] == look["arithmetic"]
     assert (summary["length"], summary["truncated"]) == (final["length"], final["truncated"])
     assert summary["val_accuracy"] == val["accuracy"] == lines[6]["val_accuracy"]
-    assert summary["val_interval"] == [lines[6]["val_low"], lines[6]["val_high"]]
-    assert summary["val_interval"] == list(val["interval"])
+    seen = [lines[6]["val_low"], lines[6]["val_high"]]
+    assert summary["val_interval"] == seen == list(val["interval"])
     assert lines[2]["val_accuracy"] == found(3, "val")["accuracy"]
     assert summary["test_problems"] == len(splits["test"])
     # the problems trained on are those of the digest, in the order that the seed gives
-    assert (
-        saved(folder)["problems"]
-        == fork_gpt.begin(weights.load_model(folder)[0], splits["train"], c, files.Clock()).problems
-    )
+    assert saved(folder)["problems"] == ask.digest(splits["train"], c)
 
 
 class Death(BaseException):
     """What nobody catches."""
 
 
-def dying(calls: int, whole, death):
-    """`whole`, after `calls` of which `death()` comes."""
-    left = calls
+def dying(calls: int, whole):
+    """`whole`, whose call of this number is the last thing that happens."""
+    left = iter(range(calls - 1))
 
     def call(*args, **kw):
-        nonlocal left
-        left -= 1
-        return death() if left == 0 else whole(*args, **kw)
+        if next(left, None) is None:
+            raise Death
+        return whole(*args, **kw)
 
     return call
 
 
-def die() -> None:
-    raise Death
-
-
-# `fork_gpt.py` that is killed in the update that its first argument counts to
-KILLED = f"""
-import os, sys
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-import fork_gpt, test_run
-at = int(sys.argv.pop(1))
-fork_gpt.update = test_run.dying(at, fork_gpt.update, lambda: os.kill(os.getpid(), 9))
-sys.exit(fork_gpt.main(sys.argv[1:]))
+# `fork_gpt.py` again and again, which is stopped in updates 2 and 6, of four a step, and dies in 14
+STRUCK = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import fork_gpt
+signals, whole, n = {{2: signal.SIGINT, 6: signal.SIGTERM, 14: signal.SIGKILL}}, fork_gpt.update, 0
+def update(*args, **more):
+    global n
+    n += 1
+    os.kill(os.getpid(), signals.get(n, 0))
+    return whole(*args, **more)
+fork_gpt.update = update
+while True:
+    print("status", fork_gpt.main(sys.argv[1:]))
 """
 
 
-def test_killed_between_checkpoints_it_resumes_bit_for_bit(whole, tmp_path, monkeypatch):
-    """Repeated or skipped batches after a resume are the field's commonest silent defect.  Of four
-    updates a step and a checkpoint every second step, it dies with lines in the log that no
-    checkpoint has, before the first line after a resume, and half a line is there as well.  Once
-    killed by the system, then in this process."""
-    (tmp_path / "runs").symlink_to(whole / "runs")  # the cached base
-    monkeypatch.chdir(tmp_path)
-    out, logged, update = tmp_path / "y", [], fork_gpt.update
-    flags = [*SMALL, "--steps", "7", "--snapshot-every", "3", "--out", str(out)]
-    line = [sys.executable, "-c", KILLED, "14", *flags]
-    done = subprocess.run(line, capture_output=True, timeout=PATIENCE)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+def test_stopped_and_killed_it_resumes_bit_for_bit(whole, here, monkeypatch):
+    """Repeated or skipped batches after a resume are the field's commonest silent defect.  Both
+    signals save the step they came in and say how to resume.  With a checkpoint every second step
+    it dies with lines in the log that no checkpoint has, before the first line after a resume, and
+    half a line is there as well: once killed by the system, then in this process."""
+    out, logged, update = here / "y", [], fork_gpt.update
+    flags = [*SEVEN, "--out", str(out)]
+    line = [sys.executable, "-u", "-c", STRUCK, *flags]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    said = re.findall(r"^status (\d+)$|^continuing after step (\d)", done.stdout, re.M)
+    assert said == [("130", ""), ("", "1"), ("130", ""), ("", "2")]
+    assert done.stderr.count(shlex.join(flags)) == 2 and "Traceback" not in done.stderr
     for at in (7, 3, 999, 0):
         kept = [int(p.name) for p in checkpoint.found(out / "checkpoints")]
         logged.append((len(metrics(out)), kept[-1:]))
         if at:
             (out / "metrics.jsonl").open("a").write('{"step": 99, "rew' * (logged[-1][0] < 7))
-            monkeypatch.setattr(fork_gpt, "update", dying(at, update, die))
+            monkeypatch.setattr(fork_gpt, "update", dying(at, update))
             with pytest.raises(Death) if at < 999 else nullcontext():
                 fork_gpt.run(config("--resume", str(out)), lambda: False)
     assert logged == [(3, [2]), (3, [2]), (2, [2]), (7, [7])], "a weak test"
     same(whole / "runs/x", out)
 
 
-@pytest.mark.parametrize(
-    "broken, at", [("rename", (3, 1, 2)), ("replace", (1, 4, 3, 2, 9)), ("fsync", (5, 9, 2, 21))]
-)
-def test_killed_at_any_write_it_resumes_bit_for_bit(whole, tmp_path, monkeypatch, broken, at):
-    """Death at a write, time after time: in checkpoints, snapshots, the log, the model, summary and
-    page.  In this process: what dies raises what nobody catches."""
+# the write of this name, or the sync of this number
+WRITES = [
+    ("replace", "config.json"), ("fsync", 2), ("replace", "base.pt"), ("replace", "000000.pt"),
+    ("fsync", 7), ("replace", "metrics.jsonl"), ("rename", "000002"), ("fsync", 9),
+    ("replace", "000003.pt"), ("fsync", 10), ("rename", "000006"), ("rename", "000007"),
+    ("replace", "model.pt"), ("replace", "report.html"), ("replace", "summary.json"),
+]  # fmt: skip
 
-    (tmp_path / "runs").symlink_to(whole / "runs")
-    monkeypatch.chdir(tmp_path)
-    flags, real, deaths = [*SMALL, "--steps", "7", "--snapshot-every", "3"], getattr(os, broken), 0
-    flags += ["--out", "y"]
 
-    for n in (*at, 10**9):
-        with monkeypatch.context() as m:
-            m.setattr(os, broken, dying(n, real, die))
-            try:
-                fork_gpt.run(config(*flags), lambda: False)
-            except Death:
-                deaths += 1
-    assert deaths == len(at), "a weak test"
-    same(whole / "runs/x", tmp_path / "y")
+def test_killed_at_any_write_it_resumes_bit_for_bit(whole, here, monkeypatch):
+    """Death at one write after the other, in this process: it raises what nobody catches."""
+    for function, what in WRITES:
+        real, calls = getattr(os, function), iter(range(1, 999))
+
+        def call(*args, real=real, calls=calls, what=what):
+            if what in (next(calls), Path(str(args[-1])).name):
+                raise Death
+            return real(*args)
+
+        with monkeypatch.context() as m, pytest.raises(Death):
+            m.setattr(os, function, call)
+            fork_gpt.run(config(*SEVEN, "--out", "y"), lambda: False)
+    fork_gpt.run(config(*SEVEN, "--out", "y"), lambda: False)
+    same(whole / "runs/x", here / "y")
 
 
 def test_the_log_is_cut_by_whole_lines(tmp_path):
@@ -223,12 +230,19 @@ def test_the_log_is_cut_by_whole_lines(tmp_path):
         assert log.path.read_text() == text
 
 
-def test_which_steps_are_measured_kept_and_saved(monkeypatch, tmp_path):
-    """(--eval-every, --snapshot-every, --save-every) of seven steps; the last is always measured,
+@pytest.mark.parametrize("evaluate, keep, save, last, val, snapshots, saved", [
+    (3, 2, 4, 7, [3, 6, 7], [2, 4, 6], [4, 7]), (0, 0, 7, 7, [], [], [7]),
+    (7, 9, 9, 7, [7], [], [7]), (2, 5, 2, 5, [2, 4], [5], [2, 4, 5]),
+])  # fmt: skip
+def test_which_steps_are_measured_kept_and_saved(
+    evaluate, keep, save, last, val, snapshots, saved, monkeypatch, tmp_path
+):
+    """--eval-every, --snapshot-every, --save-every of seven steps; the last is always measured,
     unless none is, and always saved; when stopped, that step is saved too."""
     done = []
 
     def step(state, world, problems, c):
+        done.append(("trained", problems))
         state.step += 1
         shown = "reward kept_fraction tau grad_norm rollout_tok_s update_tok_s groups".split()
         return dict.fromkeys(shown, 0.5) | dict(step=state.step)
@@ -243,51 +257,22 @@ def test_which_steps_are_measured_kept_and_saved(monkeypatch, tmp_path):
     monkeypatch.setattr(parallel, "state_of", lambda model: None)
     monkeypatch.setattr(files.Log, "sync", lambda log: done.append(("synced", None)))
     monkeypatch.setattr(parallel, "save_state", lambda folder, s: done.append(("saved", s.step)))
-    for evaluate, keep, save, stop_at, val, snapshots, saved in (
-        (3, 2, 4, 99, [3, 6, 7], [2, 4, 6], [4, 7]),
-        (0, 0, 7, 99, [], [], [7]),
-        (7, 9, 9, 99, [7], [], [7]),
-        (2, 5, 2, 5, [2, 4], [5], [2, 4, 5]),
-    ):
-        c = replace(config(), eval_every=evaluate, snapshot_every=keep, save_every=save, steps=7)
-        state = SimpleNamespace(step=0, policy=None)
-        log, looks = files.Log(tmp_path / f"{evaluate}{keep}", False, False), iter(range(1, 9))
-        log.begin(0, 7, "")
-        splits = dict(train=["t"], val=["v"], test=["x"])
-        try:
-            stop = partial(lambda looks, at: next(looks) == at, looks, stop_at)
-            fork_gpt.train(state, None, splits, c, log, stop)
-            assert stop_at == 99 and state.step == 7
-        except KeyboardInterrupt:
-            assert state.step == stop_at
-        lines = metrics(log.folder)
-        assert [x["step"] for x in lines if "val_accuracy" in x] == val
-        assert all((x["val_low"], x["val_high"]) == (0.25, 0.75) for x in lines if "val_low" in x)
-        assert [x for what, x in done if what == "kept"] == snapshots
-        assert [x for what, x in done if what == "saved"] == saved
-        before = [done[i - 1] for i, (what, _) in enumerate(done) if what == "saved"]
-        assert before == [("synced", None)] * len(saved)  # the log is never behind a checkpoint
-        assert all(x == ["v"] for what, x in done if what == "measured")
-        done.clear()
-
-
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
-def test_a_signal_saves_and_says_how_to_resume(whole, tmp_path, number):
-    """In the middle of a run, by the signal itself; both have one handler: see below."""
-    (tmp_path / "runs").symlink_to(whole / "runs")
-    out = tmp_path / "y"
-    flags = [*SMALL, "--steps", "500", "--save-every", "400", "--out", str(out)]
-    p = subprocess.Popen(command(*flags), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    limit = time.monotonic() + PATIENCE
-    while not ((out / "metrics.jsonl").exists() and len(metrics(out)) >= 2):
-        assert p.poll() is None and time.monotonic() < limit
-        time.sleep(0.05)
-    p.send_signal(number)
-    err = p.communicate(timeout=PATIENCE)[1]
-    assert p.returncode == 130 and shlex.join(flags) in err and "Traceback" not in err
-    assert saved(out)["step"] == len(metrics(out)) >= 2
+    c = replace(config(), eval_every=evaluate, snapshot_every=keep, save_every=save, steps=7)
+    state, splits = SimpleNamespace(step=0, policy=None), dict(train=["t"], val=["v"], test=["x"])
+    log = files.Log(tmp_path, False, False)
+    log.begin(0, 7, "")
+    with pytest.raises(KeyboardInterrupt) if last < 7 else nullcontext():
+        fork_gpt.train(state, None, splits, c, log, lambda: state.step == last < 7)
+    assert state.step == last
+    lines = metrics(log.folder)
+    assert [x["step"] for x in lines if "val_accuracy" in x] == val
+    assert all((x["val_low"], x["val_high"]) == (0.25, 0.75) for x in lines if "val_low" in x)
+    assert [x for what, x in done if what == "kept"] == snapshots
+    assert [x for what, x in done if what == "saved"] == saved
+    before = [done[i - 1] for i, (what, _) in enumerate(done) if what == "saved"]
+    assert before == [("synced", None)] * len(saved)  # the log is never behind a checkpoint
+    assert all(x == ["v"] for what, x in done if what == "measured")
+    assert all(x == ["t"] for what, x in done if what == "trained")
 
 
 def test_a_second_signal_stops_at_once():
@@ -324,15 +309,6 @@ def test_stopping_in_pretraining_saves_there(tmp_path):
 def fail_with(capsys, argv: list[str]) -> str:
     assert fork_gpt.main(argv) == 2
     return capsys.readouterr().err.strip().splitlines()[-1]
-
-
-@pytest.fixture
-def here(whole, tmp_path, monkeypatch) -> Path:
-    """An empty folder that has the cached base; signals of the test process left as they are."""
-    (tmp_path / "runs").symlink_to(whole / "runs")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(files, "stop_on_signal", lambda: lambda: False)
-    return tmp_path
 
 
 @pytest.fixture
@@ -422,11 +398,10 @@ def test_weights_that_became_nan_end_the_run(here, capsys, updates):
     assert "finite" in said and "--lr" in said and not (here / "y/summary.json").exists()
 
 
-def test_a_finished_run_says_what_it_found_again(here, whole):
-    before = (whole / "runs/x/metrics.jsonl").read_bytes()
-    summary = fork_gpt.run(config("--resume", "runs/x"), lambda: False)
-    assert (whole / "runs/x/metrics.jsonl").read_bytes() == before
-    assert summary["keep"] == "top"
+def test_a_finished_run_says_what_it_found_again(here):
+    before = Path("runs/x/metrics.jsonl").read_bytes()
+    assert fork_gpt.run(config("--resume", "runs/x"), lambda: False)["keep"] == "top"
+    assert Path("runs/x/metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize("keep, share", [("bottom", 0.8), ("random", 0.2), ("all", 1.0)])

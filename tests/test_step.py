@@ -30,9 +30,10 @@ class Sums:
     """Problem n is solved by ids whose sum is n modulo 3: a third of all texts is right."""
 
     def tokenizer(self):
-        return SimpleNamespace(
-            eos=EOS, stops={".": EOS}, decode=lambda ids: " ".join(map(str, ids))
-        )
+        return SimpleNamespace(eos=EOS, stops={".": EOS}, decode=self.decode)
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(map(str, ids))
 
     def encode(self, problem: int) -> list[int]:
         return [1 + problem % 3, 4 + problem % 5, *[problem % 7] * (problem % 2)]
@@ -138,7 +139,7 @@ def slow_step(memory: Memory, world: Sums, problems: list, c: Config) -> tuple[d
             for g in range(G):
                 s = respond(model, world.encode(problem), c, memory.position, g)
                 samples.append(s)
-                correct.append(world.reward(problem, world.tokenizer().decode(s.ids)))
+                correct.append(world.reward(problem, world.decode(s.ids)))
                 rewards.append(correct[-1])
                 if c.overlong:  # the soft penalty: 0 up to max_new - overlong, 1 at max_new
                     rewards[-1] -= max(0.0, (len(s.ids) - c.max_new + c.overlong) / c.overlong)
@@ -299,11 +300,7 @@ CASES = {
     "bottom": dict(keep="bottom", updates=2, entropy="rollout", clip_high=0.05, clip_low=0.02),
     "bottom of each micro-batch": dict(keep="bottom", pool="microbatch", updates=2, prompts=4),
     "base's entropies, a share that moves": dict(
-        entropy="base",
-        rho_end=0.6,
-        steps=4,
-        updates=2,
-        temperature=0.8,
+        entropy="base", rho_end=0.6, steps=4, updates=2, temperature=0.8
     ),
     "tokens of a kind": dict(keep="decisions", updates=2, grad_clip=9.0),
     "random": dict(keep="random", updates=2, optimizer="sgd", lr=0.3, grad_clip=0.5),

@@ -24,9 +24,8 @@ PAPER = dict(
     max_prompt=2048, rounds=10, dtype="bfloat16", normalize="kept", entropy="current",
     pool="minibatch", verifier="", skip_bad=True,
 )  # fmt: skip
-AT_SCALE = dict(
-    prompts=512, updates=16, oversample=3.0, max_new=20480, overlong=4096, steps=85
-)  # of which 85 x 16 = 1,360 updates, the paper's 14B run
+# 85 x 16 = 1,360 updates, the paper's 14B run
+AT_SCALE = dict(prompts=512, updates=16, oversample=3.0, max_new=20480, overlong=4096, steps=85)
 COUNTS = dict(
     dapo_math=17398, aime24=30, aime25=30, amc23=40, math500=500, minerva=272,
     olympiadbench=675, gsm8k=1319,
@@ -139,9 +138,8 @@ printf 200
 
 
 def lines(n, size=300):
-    return "".join(
-        json.dumps({"problem": f"{i}? " + "x" * size, "answer": i}) + "\n" for i in range(n)
-    )
+    texts = (json.dumps({"problem": f"{i}? " + "x" * size, "answer": i}) for i in range(n))
+    return "".join(f"{text}\n" for text in texts)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +167,7 @@ def found(out):
     return {p.name: p.read_text() for p in out.iterdir()}
 
 
-def test_data_gets_every_set_and_says_what(server, content, tmp_path):
+def test_data_gets_every_set_from_its_address_and_says_what(server, content, tmp_path):
     out = tmp_path / "new" / "data"
     done = download(server, out)
     assert (done.returncode, done.stderr) == (0, "") and found(out) == content
@@ -178,20 +176,13 @@ def test_data_gets_every_set_and_says_what(server, content, tmp_path):
         assert said in done.stdout
     assert ", not the 156944 it had: see what changed\n" in done.stdout  # AIME 2024, when looked at
     problems, counts = read_problems([out / "aime24.jsonl", out / "amc23.jsonl"])
-    assert (counts["lines"], counts["bad"], counts["duplicates"]) == (70, 0, 30) and len(
-        problems
-    ) == 40
+    assert (counts["lines"], counts["bad"], counts["duplicates"]) == (70, 0, 30)
+    assert len(problems) == 40
     # again: nothing is fetched
     log = (server / "log").read_text()
-    assert log.count("\n") == 8
     again = download(server, out)
     assert again.returncode == 0 and again.stdout.count("there already") == 8
     assert (server / "log").read_text() == log
-
-
-def test_the_addresses_can_be_moved(server, tmp_path):
-    download(server, tmp_path / "a")
-    log = (server / "log").read_text()
     hosts = re.findall(r"https://[^/]*/", log)
     assert hosts.count("https://huggingface.co/") == 3 and len(hosts) == 8
     assert hosts.count("https://raw.githubusercontent.com/") == 5
@@ -202,60 +193,46 @@ def test_the_addresses_can_be_moved(server, tmp_path):
     assert (server / "log").read_text() == moved
 
 
-def test_one_that_fails_is_named_and_the_others_are_there(server, content, tmp_path):
+def test_what_fails_is_named_what_was_cut_off_is_resumed(server, content, tmp_path):
+    """An error page or too little is refused; half a file must not get the final name, and the next
+    try must not begin again."""
+    bad = {
+        "aime24.jsonl": "<html>404</html>\n" * 10000, "aime25.jsonl": lines(29, 3000),
+        "amc23.jsonl": lines(40, 3000)[:-5], "math500.jsonl": lines(500, 9),
+        "olympiadbench.jsonl": "",
+    }  # fmt: skip
+    for name, text in bad.items():
+        (server / name).write_text(text)
     (server / "minerva.jsonl.gone").touch()
-    out = tmp_path / "data"
-    done = download(server, out)
-    assert done.returncode == 1
-    assert found(out) == {k: v for k, v in content.items() if k != "minerva.jsonl"}
-    assert "minerva.jsonl: FAILED, curl's error 22" in done.stderr
-    assert "1 files are missing" in done.stderr
-
-
-def test_what_was_cut_off_is_resumed(server, content, tmp_path):
-    """Half a file must not get the final name, and the next try must not begin again."""
     (server / "gsm8k.jsonl.cut").write_text("100000")
     out = tmp_path / "data"
     done = download(server, out)
-    assert done.returncode == 1 and "error 28" in done.stderr
-    assert not (out / "gsm8k.jsonl").exists()
-    assert (out / "gsm8k.jsonl.part").read_text() == content["gsm8k.jsonl"][:100000]
+    assert done.returncode == 1 and "7 files are missing" in done.stderr
+    half = content["gsm8k.jsonl"][:100000]
+    good = {"dapo_math.jsonl": content["dapo_math.jsonl"], "gsm8k.jsonl.part": half}
+    assert found(out) == good
+    why = {name: "only" for name in bad} | {"minerva.jsonl": "curl's error 22"}
+    for name, text in (why | {"gsm8k.jsonl": "curl's error 28"}).items():
+        assert f"{name}: FAILED, {text}" in done.stderr
     (server / "gsm8k.jsonl.cut").unlink()
+    (server / "minerva.jsonl.gone").unlink()
+    for name in bad:
+        (server / name).write_text(content[name])
     assert download(server, out).returncode == 0 and found(out) == content
     assert (server / "log").read_text().count("gsm8k.jsonl 1 ") == 2  # asked to go on
 
 
-@pytest.mark.parametrize("why", ["no ranges", "another file"])
-def test_where_going_on_is_impossible_it_begins_again(server, content, tmp_path, why):
-    """A server without ranges (curl's 33), or a part longer than the file (416), failed for
-    ever."""
+def test_where_going_on_is_impossible_it_begins_again(server, content, tmp_path):
+    """A server without ranges (curl's 33), or a part longer than the file (416), failed for ever;
+    stopped between the last byte and the renaming, the next try asked beyond the end."""
     out = tmp_path / "data"
     out.mkdir()
-    if why == "no ranges":
-        (server / "math500.jsonl.whole").touch()
-    part = "{}\n" + "y" * (10 if why == "no ranges" else 10**6)
-    (out / "math500.jsonl.part").write_text(part)
-    assert download(server, out).returncode == 0 and found(out) == content
-
-
-def test_a_part_that_is_whole_only_gets_its_name(server, content, tmp_path):
-    """Stopped between the last byte and the renaming, the next try asked beyond the end."""
-    out = tmp_path / "data"
-    out.mkdir()
-    (out / "amc23.jsonl.part").write_text(content["amc23.jsonl"])
+    (server / "math500.jsonl.whole").touch()
+    (out / "math500.jsonl.part").write_text("{}\n" + "y" * 10)
+    (out / "aime25.jsonl.part").write_text("{}\n" + "y" * 10**6)
+    (out / "amc23.jsonl.part").write_text(content["amc23.jsonl"])  # it only gets its name
     assert download(server, out).returncode == 0 and found(out) == content
     assert "amc23" not in (server / "log").read_text()
-
-
-@pytest.mark.parametrize(
-    "text", ["<html>404</html>\n" * 10000, lines(29, 3000), lines(30, 3000)[:-5], lines(30, 9), ""]
-)
-def test_an_error_page_or_too_little_is_refused(server, content, tmp_path, text):
-    (server / "aime24.jsonl").write_text(text)
-    out = tmp_path / "data"
-    done = download(server, out)
-    assert done.returncode == 1 and "aime24.jsonl: FAILED, only" in done.stderr
-    assert found(out) == {k: v for k, v in content.items() if k != "aime24.jsonl"}
 
 
 def test_without_curl_it_says_so(tmp_path):
