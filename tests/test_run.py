@@ -3,13 +3,15 @@
 import json
 import math
 import os
+import random
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from common import PATIENCE, ROOT, SMALL, TIMING, config
+from common import PATIENCE, ROOT, SMALL, TIMING, config, die_at
+from tqdm import tqdm
 
 import fork_gpt
 import parallel
@@ -185,27 +188,32 @@ def test_killed_between_checkpoints_it_resumes_bit_for_bit(whole, tmp_path, monk
     same(whole / "runs/x", out)
 
 
-@pytest.mark.parametrize(
-    "broken, at", [("rename", (3, 1, 2)), ("replace", (1, 4, 3, 2, 9)), ("fsync", (5, 9, 2, 21))]
-)
-def test_killed_at_any_write_it_resumes_bit_for_bit(whole, tmp_path, monkeypatch, broken, at):
-    """Death at a write, time after time: in checkpoints, snapshots, the log, the model, summary and
-    page.  In this process: what dies raises what nobody catches."""
+# of each kind of file event, how many there are at least in a third of a run
+MOST = dict(write=1000, rename=4, open=5, fsync=10, mkdir=5, remove=1)
+CHAINS = [[*MOST], [*MOST][3:] + [*MOST][:3]]  # the first on a new run, the others on resume
+CHAINS += [pytest.param([k] * 3, marks=pytest.mark.slow) for k in MOST]
 
+
+@pytest.mark.parametrize("kinds", CHAINS, ids=lambda kinds: f"{kinds[0]}-{kinds[-1]}")
+def test_killed_at_any_file_event_it_resumes_bit_for_bit(whole, tmp_path, monkeypatch, kinds):
+    """Killed by the system, time after time, at an event of each of these kinds: in checkpoints,
+    snapshots, the log, the model, summary and page; a write is half done then."""
     (tmp_path / "runs").symlink_to(whole / "runs")
     monkeypatch.chdir(tmp_path)
-    flags, real, deaths = [*SMALL, "--steps", "7", "--snapshot-every", "3"], getattr(os, broken), 0
-    flags += ["--out", "y"]
-
-    for n in (*at, 10**9):
-        with monkeypatch.context() as m:
-            m.setattr(os, broken, dying(n, real, die))
-            try:
-                fork_gpt.run(config(*flags), lambda: False)
-            except Death:
-                deaths += 1
-    assert deaths == len(at), "a weak test"
-    same(whole / "runs/x", tmp_path / "y")
+    c = config(*SMALL, "--steps", "7", "--snapshot-every", "3", "--out", "y")
+    rng = random.Random(str(kinds))
+    for kind in kinds:
+        n = rng.randint(1, MOST[kind])
+        if not (pid := os.fork()):
+            with suppress(BaseException):
+                tqdm.set_lock(threading.RLock())  # another thread may have had the old one
+                die_at(kind, n)
+                fork_gpt.run(c, lambda: False)
+            os._exit(1)
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL, f"a weak test: no {kind} {n}"
+    fork_gpt.run(c, lambda: False)
+    same(whole / "runs/x", Path("y"))
+    assert not [*Path("y").rglob(".*.tmp"), *Path("y").rglob(".new")]
 
 
 def test_the_log_is_cut_by_whole_lines(tmp_path):
