@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from infra.files import UserError, fsync, read_json
+from infra.watch import is_lost_peer
 from infra.weights import Place, crc
 
 KEPT = 2  # checkpoints of a run: the last, and one to go back to
@@ -52,6 +53,8 @@ def save_parts(
                 shutil.rmtree(old, ignore_errors=True)
         wait()
     except (OSError, RuntimeError) as e:  # torch.save has the latter for a full disk
+        if is_lost_peer(e):
+            raise
         why = getattr(e, "strerror", None) or str(e).splitlines()[0]
         raise UserError(f"cannot write {name}: {why}; what was there is untouched") from None
 
@@ -67,6 +70,8 @@ def done(folder: Path, steps: int) -> dict | None:
     last = max((int(p.name) for p in found(folder / "checkpoints")), default=0)
     if last < steps or not (folder / "summary.json").exists():
         return None
+    if not any((folder / name).exists() for name in ("model.pt", "model")):
+        return None  # a damaged one was deleted, to be made again
     print(f"{folder} has done its {last} steps: see {folder}/report.html")
     print(f"to go on: python fork_gpt.py --resume {folder} --steps {2 * steps}")
     return read_json(folder / "summary.json")

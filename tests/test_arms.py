@@ -217,6 +217,7 @@ WRONG = [
     ("--arms top_rho", "'rho' is not field=value"),
     ("--arms top_steps=3", "'steps=3' is not"),  # unequal training is no comparison
     ("--arms top_seed=3", "'seed=3' is not"),
+    ("--arms all_rho=0.1", "'all rho=0.1': --rho would be ignored: it needs --keep top or bottom"),
     ("--arms top_lr=x", "--arms 'top lr=x': --lr 'x': it must be a number"),
     ("--arms top_rho=2", "--arms 'top rho=2': --rho 2.0: it must be a number, in (0, 1]"),
     ("--arms bottom_rho=1", "--rho 1.0: it must be below 1 with --keep bottom"),

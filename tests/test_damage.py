@@ -142,12 +142,38 @@ def flip(path: Path) -> None:
     path.write_bytes(raw)
 
 
-def test_a_flipped_bit_is_found_and_the_checkpoint_before_it_is_offered(run, capsys):
+def test_a_rank_that_is_lost_while_others_save_is_no_full_disk(tmp_path):
+    """The others said that they could not write, and not who was gone."""
+
+    def wait():
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer")
+
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        checkpoint.save_parts(tmp_path, 1, {}, {}, wait=wait)
+
+
+def test_a_run_is_done_when_its_study_is(run):
+    """--arms took a run for done whose study had failed."""
+    shutil.rmtree(run / "data")
+    (run / "data").write_text("in the way")
+    assert fork_gpt.main(LINE["resume"]) == 2
+    assert (run / "model.pt").exists() and not (run / "summary.json").exists()
+
+
+def test_a_flipped_bit_is_found_and_what_is_offered_helps(run, capsys):
+    """Once a deleted model.pt was not made again: the run was done."""
     last = checkpoint.found(run / "checkpoints")[-1]
     flip(last / "00000.pt")
-    refused(capsys, LINE["resume"], str(last), "go on from the checkpoint before it")
+    refused(capsys, LINE["resume"], f"delete {last} to go on from the checkpoint before it")
+    shutil.rmtree(last)
+    assert fork_gpt.main(LINE["resume"]) == 0
+    good = weights.load_model(run)[0].state_dict()
     flip(run / "model.pt")
-    refused(capsys, LINE["rollout"], "model.pt is damaged")
+    refused(capsys, LINE["rollout"], "model.pt is damaged", "delete it to start again")
+    (run / "model.pt").unlink()
+    assert fork_gpt.main(LINE["resume"]) == 0
+    again = weights.load_model(run)[0].state_dict()
+    assert all(torch.equal(again[k], p) for k, p in good.items())
 
 
 MODELS = {
