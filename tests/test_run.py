@@ -191,7 +191,7 @@ def test_killed_between_checkpoints_it_resumes_bit_for_bit(whole, tmp_path, monk
 # of each kind of file event, how many there are at least in a third of a run
 MOST = dict(write=1000, rename=4, open=5, fsync=10, mkdir=5, remove=1)
 CHAINS = [[*MOST], [*MOST][3:] + [*MOST][:3]]  # the first on a new run, the others on resume
-CHAINS += [pytest.param([k] * 3, marks=pytest.mark.slow) for k in MOST]
+CHAINS += [pytest.param([k] * 2, marks=pytest.mark.slow) for k in MOST]
 
 
 @pytest.mark.parametrize("kinds", CHAINS, ids=lambda kinds: f"{kinds[0]}-{kinds[-1]}")
