@@ -442,11 +442,12 @@ def load_state(path: Path, state) -> None:
             raise UserError(f"{path} does not belong to this configuration: see {name}")
         setattr(state, name, found)
     spent = more.get("clock")
-    if not isinstance(spent, dict) or {*spent} != {*state.clock.seconds()}:
+    good = isinstance(spent, dict) and {*spent} == {*state.clock.seconds()}
+    if not good or not all(files.is_number(x) and x >= 0 for x in spent.values()):
         raise UserError(f"{path} does not belong to this configuration: see clock")
     for moments in filter(None, state.optimizer.state.values()):  # SGD has none
         moments["step"].fill_(state.n_updates)
-    state.clock.add(**{k: float(x) for k, x in spent.items()})
+    state.clock.add(**spent)
     copy_weights(state.model, state.policy)
 
 

@@ -51,8 +51,9 @@ def save_parts(
 
 
 def found(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, the last one last."""
-    return sorted(p for p in folder.glob("*") if p.name.isdigit())
+    """The checkpoints in a folder, the last one last.  OSError where it may not be read: `glob`
+    would find none, and the run would begin anew."""
+    return sorted(p for p in folder.iterdir() if p.name.isdecimal()) if folder.exists() else []
 
 
 def done(folder: Path, steps: int) -> dict | None:
@@ -60,6 +61,8 @@ def done(folder: Path, steps: int) -> dict | None:
     last = max((int(p.name) for p in found(folder / "checkpoints")), default=0)
     if last < steps or not (folder / "summary.json").exists():
         return None
+    if not any((folder / name).exists() for name in ("model.pt", "model")):
+        return None  # a damaged one was deleted, to be made again
     print(f"{folder} has done its {last} steps: see {folder}/report.html")
     print(f"to go on: python fork_gpt.py --resume {folder} --steps {2 * steps}")
     return read_json(folder / "summary.json")
@@ -68,13 +71,18 @@ def done(folder: Path, steps: int) -> dict | None:
 def load_parts(path: Path, tensors: Parts) -> dict:
     """Fill the tensors, each the part at its place, from what any number of ranks wrote; returns
     what else they did.  UserError when something is missing, damaged, or of another shape."""
-    files = sorted(path.glob("*.pt"))
     again = f"delete {path} to go on from the checkpoint before it"
     try:
+        files = sorted(p for p in path.iterdir() if p.suffix == ".pt")
         saved = [torch.load(f, mmap=True, weights_only=True, map_location="cpu") for f in files]
-        more, parts = saved[0]["more"], {}
+        more, parts = dict(saved[0]["more"]), {}
         for name, (place, digest, t) in (x for f in saved for x in f["tensors"].items()):
+            size = [len(range(a, a + n)) for a, n in place]
+            if size != [*t.shape] or t.is_sparse or not t.is_cpu:
+                raise ValueError
             parts.setdefault(name, {})[tuple(map(tuple, place))] = digest, t  # twins are one
+    except PermissionError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from None
     except Exception:  # a damaged file raises anything
         raise UserError(f"{path} is damaged; {again}") from None
     for name, (place, out) in tensors.items():
@@ -85,6 +93,8 @@ def load_parts(path: Path, tensors: Parts) -> dict:
                 continue
             if crc(t) != digest:
                 raise UserError(f"{path}: {name} has changed on the disk; {again}")
+            if not t.isfinite().all() or name.startswith("exp_avg_sq") and (t < 0).any():
+                raise UserError(f"{path}: {name} has impossible values; {again}")
             mine, theirs = (within(common, outer) for outer in (place, there))
             out.data[mine] = t[theirs].to(out.device)
             filled += math.prod(n for _, n in common)

@@ -78,6 +78,11 @@ def fsync(path: Path) -> None:
         os.close(fd)
 
 
+def is_number(x: object) -> bool:
+    """Whether a value that was read from a file is a number of use: finite, and no flag."""
+    return type(x) in (int, float) and abs(x) < 1e300
+
+
 def unique(pairs: list[tuple]) -> dict:
     """For json's `object_pairs_hook`.  ValueError for a name twice: json keeps the last."""
     if len(pairs) != len(dict(pairs)):
@@ -138,6 +143,8 @@ def read_log(path: Path, steps: int | None = None) -> list[dict]:
             lines.append(parse_json(whole[n - 1]))
             if not isinstance(lines[-1], dict) or lines[-1].get("step") != n:
                 raise ValueError(f"is not step {n}'s")
+            if odd := [k for k, x in lines[-1].items() if not is_number(x)]:
+                raise ValueError(f"{odd[0]} is no number")
         except ValueError as e:
             raise UserError(f"{path}, line {n}: {e}; put it back, or start anew") from None
     return lines

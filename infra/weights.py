@@ -55,6 +55,16 @@ def crc(x: object, start: int = 0) -> int:
     return zlib.crc32(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy(), start)
 
 
+def kinds(x: object) -> object:
+    """Of nested dicts and lists the names, dtypes, shapes and types, by which two can be told apart
+    without their values."""
+    if isinstance(x, dict):
+        return {name: kinds(value) for name, value in x.items()}
+    if isinstance(x, list | tuple):
+        return [kinds(value) for value in x]
+    return (x.dtype, x.shape) if isinstance(x, Tensor) else type(x)
+
+
 def save(path: Path, state: dict) -> None:
     """Write a dict of tensors, numbers and texts, atomically, and their digest."""
     write_atomic(path, lambda f: torch.save(state | dict(digest=crc(state)), f))
@@ -75,6 +85,13 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict:
     raise UserError(f"{path} is damaged, or another version's; delete it to start again without it")
 
 
+def are_finite(weights: object) -> bool:
+    """Whether this is a dict of tensors of finite numbers."""
+    tensors = weights.values() if isinstance(weights, dict) else [None]
+    kinds = all(isinstance(p, Tensor) and p.is_floating_point() for p in tensors)
+    return kinds and all(p.isfinite().all() for p in tensors)
+
+
 def save_model(folder: Path, shape: Shape, words: Sequence[str], weights: dict) -> None:
     """A small-world model with its vocabulary as FOLDER/model.pt."""
     state = dict(config=asdict(shape), words=list(words), weights=weights)
@@ -86,19 +103,25 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Transf
     path = Path(folder) / "model.pt"
     saved = load(path, device)
     try:
-        shape, state, words = Shape(**saved["config"]), saved["weights"], saved["words"]
+        config, state, words = saved["config"], saved["weights"], saved["words"]
+        if odd := config.keys() ^ (names := [f.name for f in fields(Shape)]):
+            raise ValueError(f"unknown or missing: {', '.join(odd)}")
+        shape = shape_of(path, names, [config[k] for k in names])
         if shape.n_layer > len(state):  # before a model of that depth is built
             raise ValueError(f"{shape.n_layer} layers, but {len(state)} tensors")
         with torch.device("meta"):
             model = Transformer(shape)
-        if any(p.dtype != torch.float32 or not p.isfinite().all() for p in state.values()):
+        if not are_finite(state) or {p.dtype for p in state.values()} != {torch.float32}:
             raise ValueError("weights that are not finite fp32")
-        texts = all(isinstance(w, str) and w.isprintable() for w in words)
-        if not (words and texts) or len({*words}) < len(words):
+        texts = all(isinstance(w, str) and w and w.isprintable() for w in words)
+        if type(words) is not list or not (words and texts) or len({*words}) < len(words):
             raise ValueError("words that are no vocabulary of that model")
         model.load_state_dict(state, assign=True)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as e:
-        raise UserError(f"{path} does not hold a model: {str(e).splitlines()[0]}") from None
+    except UserError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as e:
+        why = " ".join(str(e).split())
+        raise UserError(f"{path} does not hold a model: {why:.200}") from None
     return model.requires_grad_(), words
 
 
@@ -161,19 +184,23 @@ def read_shape(path: Path) -> Shape:
         if raw.get("rope_theta") is None:
             raw["rope_theta"] = theta
         need(theta in (None, raw["rope_theta"]), path, "two values of rope_theta")
-    values = []
-    for key, field in zip(KEYS, fields(Shape), strict=True):
-        x, kind = raw.get(key), field.type
+    shape = shape_of(path, KEYS, [raw.get(key) for key in KEYS])
+    layers = raw.get("layer_types") in (None, ["full_attention"] * shape.n_layer)
+    need(layers, path, "layer_types is not full_attention in every layer")
+    return shape
+
+
+def shape_of(path: Path, names: Sequence[str], values: Sequence) -> Shape:
+    """The shape of these values, which a file calls so.  UserError for what no model has."""
+    for key, x, field in zip(names, values, fields(Shape), strict=True):
+        kind = field.type
         fits = type(x) is kind or (kind is float and type(x) is int)  # a bool is no int
         need(fits, path, f"{key} is {x!r:.90}, a {kind.__name__} expected")
         sane = kind is bool or 0 < x <= (2**20 if kind is int else 1e30)
         need(sane, path, f"{key} is {x!r:.90}, no model has that")
-        values.append(kind(x))
-    shape = Shape(*values)
+    shape = Shape(*(f.type(x) for f, x in zip(fields(Shape), values, strict=True)))
     divides = shape.n_head % shape.n_kv_head == 0 == shape.head_dim % 2
     need(divides, path, "key-value heads must divide the heads, and 2 the head_dim")
-    layers = raw.get("layer_types") in (None, ["full_attention"] * shape.n_layer)
-    need(layers, path, "layer_types is not full_attention in every layer")
     return shape
 
 

@@ -47,6 +47,7 @@ OWN = (
 # the paper's means of six benchmarks in %, one run each of Qwen3 8B / 14B / 32B Base
 PAPER = {"all": "53.71 / 61.40 / 66.59", "top": "54.23 / 64.39 / 70.69", "bottom": "curve: drops"}
 HEAD = "arm|test accuracy|each run|minus all||length|truncated|arithmetic|CPU-seconds|the paper"
+NUMBERS = "test_accuracy test_accuracy_base test_problems length truncated"  # of a summary.json
 NOTES = """
 Intervals are 95%: Student's t, the standard deviation pooled over arms, bases and seeds (of one run, and of the base: over
 problems); "equal": the whole interval is within 2 points of 0.
@@ -188,7 +189,7 @@ def logged(run: Job) -> list[bytes]:
 def progress(run: Job) -> str:
     """How far a run is."""
     lines = logged(run)
-    reward = re.search(rb'"reward": (-?[0-9.]+)', b"".join(lines[-1:]))
+    reward = re.search(rb'"reward": (-?[0-9]+[.][0-9]+)', b"".join(lines[-1:]))
     last = f" reward {float(reward[1]):.2f}" if reward else ""
     return f"{run.path().name} {len(lines)}/{run.config.steps}{last}"
 
@@ -225,12 +226,15 @@ def compare(runs: list[Job]) -> dict:
     arm "all" where there is one."""
     arms, found = [], {}
     for run in runs:
-        found.setdefault(run.arm, []).append((run, files.read_json(run.path("summary.json"))))
+        s = files.read_json(path := run.path("summary.json"))
+        if odd := [k for k in NUMBERS.split() if not files.is_number(s.get(k))]:
+            raise UserError(f"{path}: no number {odd[0]}; delete it and the command makes it again")
+        found.setdefault(run.arm, []).append((run, s))
     accuracy = {text: [s["test_accuracy"] for _, s in mine] for text, mine in found.items()}
     sd, df = pooled(list(accuracy.values()))
     for text, mine in found.items():
         (jobs, summaries), c = zip(*mine, strict=True), mine[0][0].config
-        drawn = curve([log_of(job.path()) for job in jobs])
+        drawn = curve([log_of(job.path(), job.config.steps) for job in jobs])
         others = " ".join(pair for pair in text.split()[1:] if not pair.startswith("rho="))
         arm = dict(name=text, keep=c.keep, rho=c.rho, flags=others, curve=drawn)
         arm |= {k: [getattr(job.config, k) for job in jobs] for k in ("base_seed", "seed")}

@@ -174,7 +174,7 @@ def scores_on_disk(path: Path, n: int, per: int, world: World, k: int) -> list[d
             size += len(line)
             here = dict(problem=len(scores), sample=len(group))
             try:
-                group.append(json.loads(line))
+                group.append(files.parse_json(line))
                 if not here.items() <= group[-1].items() or line[-1:] != b"\n":
                     break
                 if len(group) == k:
@@ -248,7 +248,8 @@ def run(c: Config, e: Evaluation, command: str, stop: Callable[[], bool]) -> Non
     asked = replace(c, group=1, eval_k=e.k, eval_problems=0)
     rows, table = memory.check(model, world, sets, asked, parallel.here().dp, training=False)
     if not c.rows and (folder / "config.json").exists():  # they may decide how samples are numbered
-        rows = files.read_json(folder / "config.json").get("rows") or rows
+        found = files.read_json(folder / "config.json").get("rows")
+        rows = found if type(found) is int and found > 0 else rows
     c = replace(c, rows=min(parallel.here().gather(rows)))
     print(table)
     mine = {k: getattr(c, k) for k in (*ANYWHERE, *MATHS, *SMALL) if k not in ("out", "tp")}

@@ -177,7 +177,12 @@ class Run:
 
     def weights_of(self, step: int) -> dict[str, Tensor]:
         state = self.states[step]
-        return state if isinstance(state, dict) else weights.load(state)["weights"]
+        if isinstance(state, dict):
+            return state
+        found = weights.load(state).get("weights")
+        if not weights.are_finite(found):
+            raise UserError(f"{state}: no finite weights; delete it to go on without it")
+        return found
 
     def at(self, which: str | int) -> Transformer:
         """The model of a step, or the "base" or "final" one.  Missing, UserError."""
@@ -379,13 +384,13 @@ def run_section(run: Run, f: Flags) -> dict:
     )
 
 
-def log_of(folder: Path) -> list[dict]:
-    """The steps in RUN/metrics.jsonl, none where there is no file.  UserError for another line."""
-    lines = files.read_log(path := folder / "metrics.jsonl")
+def log_of(folder: Path, steps: int | None = None) -> list[dict]:
+    """The steps in RUN/metrics.jsonl, all or so many; without a file, none.  UserError for another
+    line."""
+    lines = files.read_log(path := folder / "metrics.jsonl", steps)
     for n, line in enumerate(lines, 1):
-        for k in (*COLUMNS, "groups"):
-            if not isinstance(line.get(k), (int, float)):
-                raise UserError(f"{path}, line {n}: no number {k}; put it back, or start anew")
+        if lacks := {*COLUMNS, "groups"} - line.keys():
+            raise UserError(f"{path}, line {n}: no {min(lacks)}; put it back, or start anew")
     return lines
 
 

@@ -563,7 +563,8 @@ def nothing_in(d: Any, lists: str) -> str:
 def read_data(folder: Path) -> tuple[dict, dict[str, str]]:
     """RUN/data/*.json: the sections that can be drawn, and why the others cannot.  UserError where
     there are none, or one is damaged."""
-    if not any((folder / "data").glob("*.json")):
+    data = folder / "data"  # glob would pass over a folder it may not read
+    if not (data.exists() and any(p.suffix == ".json" for p in data.iterdir())):
         raise UserError(f"{folder / 'data'} has no findings: python -m study {folder} makes them")
     found, missing = {}, {}
     for key, (how, lists) in SECTIONS.items():

@@ -262,8 +262,12 @@ def show(
     asked = repr((c.eval_k, problems[: c.eval_problems or None]))
     kept = weights.load(keep) if keep and keep.exists() else {}
     if kept.get("asked") == asked:
-        print(f"{which} model, test split: accuracy {kept['found']['accuracy']:.3f}, as measured")
-        return {which: (kept["found"], Rollout(**kept["samples"]))}
+        try:
+            found, samples = kept["found"], Rollout(**kept["samples"])
+            print(f"{which} model, test split: accuracy {found['accuracy']:.3f}, as measured")
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{keep} is another version's; delete it to measure again") from None
+        return {which: (found, samples)}
     found, samples = measure(model, world, problems, c, progress=True)
     if keep:
         on_cpu = {k: x.cpu() for k, x in vars(samples).items()}

@@ -92,20 +92,24 @@ def pretrain(
             mine[name][:n] = p[:n]
     optimizer = make_optimizer([*model.parameters()], recipe.lr, weight_decay=0.1, beta2=0.95)
     first, clock = 0, files.Clock()
+
+    def states(step: int) -> dict:
+        both = dict(model=model.state_dict(), optimizer=optimizer.state_dict())
+        return both | dict(step=step, seconds=clock.seconds())
+
     if checkpoint.exists():
         saved = weights.load(checkpoint)
-        try:
-            model.load_state_dict(saved["model"])
-            optimizer.load_state_dict(saved["optimizer"])
-            first, clock = saved["step"], clock.add(**saved["seconds"])
-        except (KeyError, TypeError, ValueError, RuntimeError):
-            raise UserError(f"{checkpoint} is of another model; delete it to start again") from None
+        same = weights.kinds(saved) == weights.kinds(states(0))
+        if not same or not 0 <= saved["step"] < recipe.steps:
+            raise UserError(f"{checkpoint} is of another model; delete it to start again")
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        first, clock = saved["step"], clock.add(**saved["seconds"])
     with tqdm(total=recipe.steps, initial=first, desc="pretrain", unit="step") as bar:
         for step in range(first, recipe.steps):
             stopping = stop()
             if stopping or (step > first and step % 200 == 0):
-                states = dict(model=model.state_dict(), optimizer=optimizer.state_dict())
-                weights.save(checkpoint, states | dict(step=step, seconds=clock.seconds()))
+                weights.save(checkpoint, states(step))
             if stopping:
                 raise KeyboardInterrupt
             tokens, cu_seqlens, rows = batch_of_traces(recipe, world, problems, step)

@@ -1,6 +1,10 @@
 """What several test files need."""
 
+import builtins
+import io
 import os
+import signal
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -96,3 +100,36 @@ def rounding(size: float, steps: int) -> float:
 def save_small(folder, model: Transformer, words) -> None:
     """A model of the small world, as a run leaves it."""
     weights.save_model(folder, model.shape, words, model.state_dict())
+
+
+def die_at(kind: str, n: int) -> Counter:
+    """From now on this process counts its file events by kind, and kills itself at the n-th of
+    `kind`: before it, or half way through a write."""
+    count, whole = Counter(), open
+
+    def event(here: str, half=lambda: None) -> None:
+        count[here] += 1
+        if here == kind and count[here] == n:
+            half()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    class Torn(io.BufferedWriter):
+        def write(self, data) -> int:
+            data = bytes(data)
+            event("write", lambda: (io.BufferedWriter.write(self, data[::2]), self.flush()))
+            return super().write(data)
+
+    def opened(file, mode="r", *rest, **more):
+        if mode[0] not in "wa":
+            return whole(file, mode, *rest, **more)
+        event("open")
+        out = Torn(io.FileIO(file, mode[0]))
+        return out if "b" in mode else io.TextIOWrapper(out)
+
+    builtins.open = opened
+    same = dict(replace="rename", rename="rename", unlink="remove", rmdir="remove")
+    for name in ("fsync", "mkdir", *same):
+        real, what = getattr(os, name), same.get(name, name)
+        call = lambda *a, real=real, what=what, **kw: (event(what), real(*a, **kw))[1]  # noqa: E731
+        setattr(os, name, call)
+    return count

@@ -127,6 +127,21 @@ def test_the_record_is_that_of_the_runs(compared):
     assert "| top rho=0.3 " in text and f"{record['n_problems']} test problems" in text
 
 
+@pytest.mark.parametrize("name, bad, why", [
+    ("summary.json", b"{}", "summary.json: no number test_accuracy; delete it"),
+    ("metrics.jsonl", b'{"step": 1', "metrics.jsonl, line 1: is missing; put it back"),
+])  # fmt: skip
+def test_a_finished_run_that_was_damaged_is_named(compared, monkeypatch, name, bad, why):
+    """Once a KeyError, or a curve of runs of unequal length."""
+    monkeypatch.chdir(compared[0])
+    runs = planned(*ARMS, *SMALL, "--steps", "3", "--out", "cmp")[2]
+    whole = runs[1].path(name).read_bytes()
+    runs[1].path(name).write_bytes(bad)
+    with pytest.raises(files.UserError, match=f"{NAMES[1]}/{why}"):
+        arms.compare(runs)
+    runs[1].path(name).write_bytes(whole)
+
+
 def test_ctrl_c_saves_every_child_and_says_how_to_go_on(compared, tmp_path):
     """Children in the terminal's process group had two signals, and stopped unsaved."""
     (tmp_path / "runs").symlink_to(compared[0] / "runs")
@@ -196,6 +211,7 @@ WRONG = [
     ("--arms top_rho", "'rho' is not field=value"),
     ("--arms top_steps=3", "'steps=3' is not"),  # unequal training is no comparison
     ("--arms top_seed=3", "'seed=3' is not"),
+    ("--arms all_rho=0.1", "'all rho=0.1': --rho would be ignored: it needs --keep top or bottom"),
     ("--arms top_lr=x", "--arms 'top lr=x': --lr 'x': it must be a number"),
     ("--arms top_rho=2", "--arms 'top rho=2': --rho 2.0: it must be a number, in (0, 1]"),
     ("--arms bottom_rho=1", "--rho 1.0: it must be below 1 with --keep bottom"),

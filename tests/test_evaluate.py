@@ -275,12 +275,16 @@ def test_whatever_a_kill_leaves_the_same_command_completes(maths, monkeypatch):
         assert firsts == [("one", first) for first in batches[kept:]], size
         assert contents(Path("out")) == whole, size
     odd = [data[ends[9] :]]  # a line is missing, or is another
-    for hole in (b"\0" * 30, b"[1, 2]\n" * 4, data[: ends[0]], b'{"problem": 2, "sample": 1}\n'):
+    holes = b"\0" * 30, b"[1, 2]\n" * 4, data[: ends[0]], b'{"problem": 2, "sample": 1}\n'
+    for hole in (*holes, b"[" * 10**5 + b"\n"):  # the last was a RecursionError
         odd.append(hole + data[ends[8] + len(hole) :])
     for rest in odd:
         Path("out/one.jsonl").write_bytes(data[: ends[8]] + rest)
         assert run(argv) == 0
         assert contents(Path("out")) == whole
+    asked = json.loads(Path("out/config.json").read_text())
+    Path("out/config.json").write_text(json.dumps(asked | dict(rows="x")))
+    assert run(argv) == 2  # it was a TypeError
 
 
 def test_sigkill_in_the_middle_of_a_write(tmp_path, monkeypatch):

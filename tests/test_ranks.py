@@ -5,6 +5,7 @@ The tests start `torchrun` on this very file; `work` below is what each process 
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from common import PATIENCE  # noqa: E402
+from common import PATIENCE, TIMING  # noqa: E402
 
 import fork_gpt  # noqa: E402
 import parallel  # noqa: E402
@@ -261,14 +262,26 @@ import fork_gpt, parallel, torch
 from infra import watch
 
 kind, rank, at = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-watch.SILENCE, whole, save, calls = 8.0, fork_gpt.update, torch.save, 0
+watch.SILENCE, whole, first, save = 8.0, fork_gpt.update, fork_gpt.step, torch.save
+updates = calls = 0
+
+def count(frame, what, _):
+    global calls
+    calls += what == "call"
+    if kind == "KILL" and calls == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def step(*args):
+    if int(os.environ["RANK"]) == rank:
+        sys.setprofile(count)  # the steps, and what is between them
+    return first(*args)
 
 def update(model, *args, **more):
-    global calls
-    calls += 1
-    if calls == at and int(os.environ["RANK"]) == rank:
-        if kind in ("KILL", "TERM"):
-            os.kill(os.getpid(), getattr(signal, "SIG" + kind))
+    global updates
+    updates += 1
+    if updates == at and int(os.environ["RANK"]) == rank:
+        if kind == "TERM":
+            os.kill(os.getpid(), signal.SIGTERM)
         if kind == "bug":
             raise RuntimeError("a bug here")
         if kind == "nan":
@@ -280,8 +293,11 @@ def full(state, file, *args, **more):
         raise OSError(28, "No space left on device")
     save(state, file, *args, **more)
 
-fork_gpt.update, torch.save = update, full
-sys.exit(fork_gpt.main(sys.argv[4:]))
+fork_gpt.update, fork_gpt.step, torch.save = update, step, full
+code = fork_gpt.main(sys.argv[4:])
+if kind == "count" and calls:
+    open("calls", "w").write(str(calls))
+sys.exit(code)
 """
 SMALL = "--n-numbers 2 --max-number 6 --max-value 12 --pretrain-steps 120 --prompts 4 --group 4 "
 SMALL += "--max-new 24 --overlong 8 --eval-k 1 --eval-every 3 --save-every 1 --seed 5 --steps 4"
@@ -291,39 +307,54 @@ SMALL += "--max-new 24 --overlong 8 --eval-k 1 --eval-every 3 --save-every 1 --s
 def whole(tmp_path_factory) -> Path:
     """A run of two processes that nothing disturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    p = torchrun(2, ROOT / "fork_gpt.py", *SMALL.split(), "--out", "runs/x", cwd=folder)
+    (folder / "faults.py").write_text(FAULTS)
+    p = torchrun(2, "faults.py", "count", 1, 0, *SMALL.split(), "--out", "runs/x", cwd=folder)
     out = p.communicate(timeout=PATIENCE)[0]
     assert p.returncode == 0, out
     assert out.count("base model, test split") == 1, "one voice"
     return folder
 
 
+def told(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in open(folder / "runs/x/metrics.jsonl")]
+    return [{k: x for k, x in line.items() if k not in TIMING} for line in lines]
+
+
+GONE = "rank {}: gave no sign of life"
+
+
 @pytest.mark.parametrize(
-    "kind, rank, says",
+    "kind, rank, times, says",
     [
-        ("KILL", 1, "rank 1: gave no sign of life"),
-        pytest.param("KILL", 0, "rank 0: gave no sign of life", marks=slow),
-        pytest.param("bug", 1, "rank 1: RuntimeError: a bug here", marks=slow),
-        pytest.param("nan", 1, "are not finite|: not finite", marks=slow),
-        pytest.param("disk", 0, "rank 0: cannot write .*No space .*; what was there", marks=slow),
-        pytest.param("TERM", 1, "stopped; to continue: torchrun --nproc-per-node 2", marks=slow),
+        ("KILL", 1, 1, GONE.format(1)),
+        pytest.param("KILL", 0, 10, GONE.format(0), marks=slow),
+        pytest.param("KILL", 1, 10, GONE.format(1), marks=slow),
+        pytest.param("bug", 1, 1, "rank 1: RuntimeError: a bug here", marks=slow),
+        pytest.param("nan", 1, 1, "are not finite|: not finite", marks=slow),
+        pytest.param("disk", 0, 1, "rank 0: cannot write .*No space .*; what was", marks=slow),
+        pytest.param("TERM", 1, 1, "stopped; to continue: torchrun --nproc-per-no", marks=slow),
     ],
 )
-def test_what_ends_one_ends_all(kind, rank, says, whole, tmp_path):
+def test_what_ends_one_ends_all(kind, rank, times, says, whole, tmp_path):
     """Never a hang, one line that says which rank and why; the same command then ends with the
-    weights of a run that nothing disturbed."""
+    weights and the log of a run that nothing disturbed.  It is killed at a random one of the calls
+    of Python functions of a step, or of the checkpoint after it."""
     (tmp_path / "faults.py").write_text(FAULTS)
     (tmp_path / "runs").mkdir()
     for base in (whole / "runs").glob("base-*"):
         (tmp_path / "runs" / base.name).symlink_to(base)
-    flags = [*SMALL.split(), "--out", "runs/x"]
-    p = torchrun(2, "faults.py", kind, rank, 3, *flags, cwd=tmp_path)
-    out = p.communicate(timeout=PATIENCE)[0]  # a collective would wait for hours
-    assert p.returncode != 0, out
-    lines = [x for x in out.splitlines() if x.startswith("fork_gpt: ") or "stopped; to" in x]
-    assert len(lines) == 1 and re.search(says, lines[0]), out
-    if (kind, rank) in (("KILL", 1), ("TERM", 1)):
+    flags, rng = [*SMALL.split(), "--out", "runs/x"], random.Random(rank)
+    a_step = int((whole / "calls").read_text()) // 4
+    for _ in range(times):
+        at = rng.randrange(1, a_step * 5 // 4) if kind == "KILL" else 3
+        p = torchrun(2, "faults.py", kind, rank, at, *flags, cwd=tmp_path)
+        out = p.communicate(timeout=PATIENCE)[0]  # a collective would wait for hours
+        assert p.returncode != 0, out
+        lines = [x for x in out.splitlines() if x.startswith("fork_gpt: ") or "stopped; to" in x]
+        assert len(lines) == 1 and re.search(says, lines[0]), out
+    if kind in ("KILL", "TERM"):
         p = torchrun(2, ROOT / "fork_gpt.py", *flags, cwd=tmp_path)
-        assert p.wait(timeout=PATIENCE) == 0
+        out = p.communicate(timeout=PATIENCE)[0]
+        assert p.returncode == 0, out
         a, b = (torch.load(f / "runs/x/model.pt")["weights"] for f in (whole, tmp_path))
-        assert all(torch.equal(a[k], b[k]) for k in a)
+        assert all(torch.equal(a[k], b[k]) for k in a) and told(whole) == told(tmp_path)

@@ -4,21 +4,24 @@ import io
 import json
 import math
 import os
+import random
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
-from contextlib import chdir, nullcontext, redirect_stdout
+from contextlib import chdir, nullcontext, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from common import PATIENCE, ROOT, SMALL, TIMING, config
+from common import PATIENCE, ROOT, SMALL, TIMING, config, die_at
+from tqdm import tqdm
 
 import fork_gpt
 import parallel
@@ -189,30 +192,32 @@ def test_stopped_and_killed_it_resumes_bit_for_bit(whole, here, monkeypatch):
     same(whole / "runs/x", out)
 
 
-# the write of this name, or the sync of this number
-WRITES = [
-    ("replace", "config.json"), ("fsync", 2), ("replace", "base.pt"), ("replace", "000000.pt"),
-    ("fsync", 7), ("replace", "metrics.jsonl"), ("rename", "000002"), ("fsync", 9),
-    ("replace", "000003.pt"), ("fsync", 10), ("rename", "000006"), ("rename", "000007"),
-    ("replace", "model.pt"), ("replace", "report.html"), ("replace", "summary.json"),
-]  # fmt: skip
+# of each kind of file event, how many there are at least in a third of a run
+MOST = dict(write=1000, rename=4, open=5, fsync=10, mkdir=5, remove=1)
+CHAINS = [[*MOST], [*MOST][3:] + [*MOST][:3]]  # the first on a new run, the others on resume
+CHAINS += [pytest.param([k] * 2, marks=pytest.mark.slow) for k in MOST]
 
 
-def test_killed_at_any_write_it_resumes_bit_for_bit(whole, here, monkeypatch):
-    """Death at one write after the other, in this process: it raises what nobody catches."""
-    for function, what in WRITES:
-        real, calls = getattr(os, function), iter(range(1, 999))
-
-        def call(*args, real=real, calls=calls, what=what):
-            if what in (next(calls), Path(str(args[-1])).name):
-                raise Death
-            return real(*args)
-
-        with monkeypatch.context() as m, pytest.raises(Death):
-            m.setattr(os, function, call)
-            fork_gpt.run(config(*SEVEN, "--out", "y"), lambda: False)
-    fork_gpt.run(config(*SEVEN, "--out", "y"), lambda: False)
-    same(whole / "runs/x", here / "y")
+@pytest.mark.parametrize("kinds", CHAINS, ids=lambda kinds: f"{kinds[0]}-{kinds[-1]}")
+def test_killed_at_any_file_event_it_resumes_bit_for_bit(whole, tmp_path, monkeypatch, kinds):
+    """Killed by the system, time after time, at an event of each of these kinds: in checkpoints,
+    snapshots, the log, the model, summary and page; a write is half done then."""
+    (tmp_path / "runs").symlink_to(whole / "runs")
+    monkeypatch.chdir(tmp_path)
+    c = config(*SMALL, "--steps", "7", "--snapshot-every", "3", "--out", "y")
+    rng = random.Random(str(kinds))
+    for kind in kinds:
+        n = rng.randint(1, MOST[kind])
+        if not (pid := os.fork()):
+            with suppress(BaseException):
+                tqdm.set_lock(threading.RLock())  # another thread may have had the old one
+                die_at(kind, n)
+                fork_gpt.run(c, lambda: False)
+            os._exit(1)
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL, f"a weak test: no {kind} {n}"
+    fork_gpt.run(c, lambda: False)
+    same(whole / "runs/x", Path("y"))
+    assert not [*Path("y").rglob(".*.tmp"), *Path("y").rglob(".new")]
 
 
 def test_the_log_is_cut_by_whole_lines(tmp_path):

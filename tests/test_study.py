@@ -763,9 +763,13 @@ def test_mistakes_are_one_line(tmp_path, line):
         (tmp_path / "snapshots" / name).write_bytes(b"")
     (tmp_path / "snapshots" / "000002.pt").write_bytes(b"half")
     assert "000002.pt is damaged" in line(tmp_path, "--device", "cpu")[1]
-    weights.save(tmp_path / "snapshots" / "000002.pt", dict(step=2, weights={}))
-    code, text = line(tmp_path, "--device", "cpu")
-    assert code == 2 and "the weights of step 2 do not fit" in text
+    for bad, why in (
+        ({}, "the weights of step 2 do not fit"), (3, "000002.pt: no finite weights"),
+        (dict(x=torch.tensor(math.nan)), "no finite weights"),
+    ):  # fmt: skip
+        weights.save(tmp_path / "snapshots" / "000002.pt", dict(step=2, weights=bad))
+        code, text = line(tmp_path, "--device", "cpu")
+        assert code == 2 and why in text
 
 
 def test_a_padded_bf16_model_takes_the_same_road(tmp_path):
