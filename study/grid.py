@@ -283,7 +283,6 @@ def cells() -> list[dict]:
         sd, df = pooled([*test.values()])
         row = dict(zip("share entropy prompts group optimizer".split(), cell, strict=True))
         row |= dict(sd=sd if df else None, df=df, arms={}, base=[look(*cell[:2], 0)])
-        row["base"] += [look(*cell[:2], b) for b in (1, 2)] if df else []
         for a, x in mine.items():
             row["arms"][a] = arm = dict(score=best[a]["score"], rate=x[0]["rate"], test=test[a])
             for k in ("precision", "recall", *ENTROPY_COLUMNS):
