@@ -55,7 +55,8 @@ ARMS = dict(
     double={},  # twice the prompts
 )
 # learning rates of AdamW; of SGD the lengths of its steps, which the clip makes all equal
-RATES = dict(adamw=(1e-4, 2e-4, 4e-4, 8e-4), sgd=(0.01, 0.02, 0.04, 0.08))
+RATES = dict(adamw=(2e-4, 4e-4, 1e-4, 8e-4), sgd=(0.01, 0.02, 0.04, 0.08))
+MIDDLE = RATES["adamw"][:2]
 CLIP = 1e-4  # below every gradient's norm
 PAIR, OTHERS = ("all", "top"), ("decisions", "anneal", "base", "double")
 
@@ -116,9 +117,8 @@ def base_of(share: float, entropy: float, seed: int) -> Path:
 
 def screening(worlds: Sequence, arms: Sequence[str], optimizer: str = "adamw") -> Iterator[Run]:
     """One base, one seed, the learning rates from four."""
-    for world, arm in product(worlds, arms):
-        rates = RATES[optimizer][arm in ("anneal", "base", "double") :]
-        yield from (Run(*world, 8, 8, arm, r, optimizer) for r in rates)
+    for rate, world, arm in product(RATES[optimizer], worlds, arms):
+        yield Run(*world, 8, 8, arm, rate, optimizer)
 
 
 def deciding(
@@ -135,28 +135,27 @@ def batches() -> Iterator[Run]:
     responses."""
     for world, arm in product(WORLDS, PAIR):
         yield from (Run(*world, 4, 4, arm, r) for r in RATES["adamw"])
-        yield from (Run(*world, 32, 8, arm, r, steps=100) for r in RATES["adamw"][2:])
+        yield from (Run(*world, 32, 8, arm, r, steps=100) for r in RATES["adamw"][1::2])
 
 
-def again() -> Iterator[Run]:
-    """Where the screening chose the largest rate for top, by one run: the two below it as well."""
-    for seed, world, base, rate in product((0, 1), WORDY, range(3), RATES["adamw"][1:3]):
-        yield Run(*world, 8, 8, "top", rate, base=base, seed=seed)
+def fixed(seeds: Sequence[int], worlds: Sequence, arms: Sequence[str]) -> Iterator[Run]:
+    """Three bases at the rates in the middle, whatever one run of the screening chose."""
+    for seed, world, base, arm, rate in product(seeds, worlds, range(3), arms, MIDDLE):
+        yield Run(*world, 8, 8, arm, rate, base=base, seed=seed)
 
 
 # in order of worth: stopped anywhere, what is done answers the questions up to there
 PLAN = {
     "rates of all and top": lambda: screening(CORE, PAIR),
     "all and top, seeds 0 and 1": lambda: deciding((0, 1), CORE, PAIR),
-    "top at other rates": again,
-    "rates of the other arms in wordy worlds": lambda: screening(WORDY, OTHERS),
+    "top in wordy worlds at other rates": lambda: fixed((0, 1), WORDY, ("top",)),
+    "the other arms in text": lambda: fixed((0,), [TEXT], OTHERS),
     "rates in the other worlds": lambda: screening([w for w in WORLDS if w not in CORE], PAIR),
-    "the other arms in wordy worlds": lambda: deciding((0, 1), WORDY, OTHERS),
     "rates of SGD": lambda: screening(SGD, (*PAIR, "decisions"), "sgd"),
     "SGD, seeds 0 and 1": lambda: deciding((0, 1), SGD, (*PAIR, "decisions"), "sgd"),
-    "controls": lambda: deciding((0,), CORE, ("random", "filler")),
     "rates of the other arms": lambda: screening(CORE, OTHERS),
     "the other arms, seeds 0 and 1": lambda: deciding((0, 1), CORE, OTHERS),
+    "controls": lambda: deciding((0,), CORE, ("random", "filler")),
     "seeds 2 and 3": lambda: deciding((2, 3), CORE, (*PAIR, *OTHERS)),
     "SGD, seeds 2 and 3": lambda: deciding((2, 3), SGD, (*PAIR, "decisions"), "sgd"),
     "other batches": batches,

@@ -82,9 +82,9 @@ def test_an_arm_takes_the_rate_of_its_best_score_and_a_control_that_of_top(tmp_p
     for arm, scores in dict(top=(0.2, 0.3, 0.25), all=(0.3, 0.1, 0.4)).items():
         for rate, score in zip(grid.RATES["adamw"], scores, strict=False):
             note(Run(*cell, arm, rate), score=score)
-    assert grid.best_rate(*cell, "top", "adamw") == 2e-4
-    assert grid.best_rate(*cell, "all", "adamw") == 4e-4
-    assert grid.best_rate(*cell, "random", "adamw") == 2e-4
+    assert grid.best_rate(*cell, "top", "adamw") == grid.RATES["adamw"][1]
+    assert grid.best_rate(*cell, "all", "adamw") == grid.RATES["adamw"][2]
+    assert grid.best_rate(*cell, "random", "adamw") == grid.RATES["adamw"][1]
     assert not grid.best_rate(0.4, 1.8, 8, 8, "top", "adamw")
 
 
