@@ -163,27 +163,26 @@ PLAN = {
 
 
 def best_rate(share: float, entropy: float, P: int, G: int, arm: str, optimizer: str) -> float:
-    """The learning rate with the best score among the screening's; a control, which was not
-    screened, takes that of top.  0 where nothing is done yet."""
-    for name in (arm, "top"):
-        tried = [Run(share, entropy, P, G, name, r, optimizer) for r in RATES[optimizer]]
-        if tried := [r for r in tried if r.done()]:
-            return max(tried, key=lambda r: r.summary()["score"]).rate
-    return 0.0
+    """The learning rate with the best score in the screening; a control, which was not screened,
+    takes that of top.  0 while it is not over."""
+    arm = "top" if arm in ("random", "filler") else arm
+    tried = [Run(share, entropy, P, G, arm, r, optimizer) for r in RATES[optimizer]]
+    return max(tried, key=lambda r: r.summary()["score"]).rate if all(map(Run.done, tried)) else 0.0
 
 
 # ---------------------------------------------------------------------- the runs
 
 
-def make(run: Any, stop: Callable[[], bool], split: str = "test") -> None:
-    """Make the run, or go on with it, unless another process is at it; measure it on `split`."""
+def make(run: Any, stop: Callable[[], bool], split: str = "test") -> bool:
+    """Make the run, or go on with it, and measure it on `split`; False where another process is at
+    it."""
     folder = run.folder()
     try:
         files.lock(folder)
     except UserError:
-        return
+        return False
     if run.done():
-        return
+        return True
     c, clock = run.config(), files.Clock()
     model, world, splits, _ = open_task(c, torch.device("cpu"), stop)
     state = fork_gpt.begin(model, splits["train"], c, clock)
@@ -199,6 +198,7 @@ def make(run: Any, stop: Callable[[], bool], split: str = "test") -> None:
     )  # fmt: skip
     files.write_json(folder / "summary.json", summary | clock.seconds())
     shutil.rmtree(folder / "checkpoints")
+    return True
 
 
 def digest(lines: list[dict]) -> dict:
@@ -266,31 +266,36 @@ def at_best_rate(runs: list[dict]) -> list[dict]:
     return max(full, key=lambda same: np.mean([s["score"] for s in same]))
 
 
+def finished() -> list[dict]:
+    """The summaries of all runs that are done."""
+    return [files.read_json(path) for path in sorted(OUT.glob("*/summary.json"))]
+
+
 def cells() -> list[dict]:
     """Each cell (a world, a batch, an optimizer): what its base is like; of every arm the best
     score of the screening, and of its runs at its best rate the accuracies on test, the columns by
     kind, and the difference from `all` and from `top`."""
-    found, out = {}, []
-    for run in dict.fromkeys(r for part in PLAN.values() for r in part() if r.done()):
-        cell = run.share, run.entropy, run.prompts, run.group, run.optimizer
-        found.setdefault(cell, {}).setdefault(run.arm, {})[run] = run.summary()
+    names, found, out = "share entropy prompts group optimizer".split(), {}, []
+    for s in finished():
+        cell = found.setdefault(tuple(s[k] for k in names), {})
+        cell.setdefault(s["arm"], []).append(s)
     for cell, arms in found.items():
-        chose = [s for runs in arms.values() for r, s in runs.items() if r.base == r.seed == 0]
-        best = {a: max((s for s in chose if s["arm"] == a), key=lambda s: s["score"]) for a in arms}
-        mine = {a: at_best_rate([*runs.values()]) for a, runs in arms.items()}
+        first = {a: [s["score"] for s in x if s["base"] == s["seed"] == 0] for a, x in arms.items()}
+        best = {a: max(scores) for a, scores in first.items() if scores}
+        mine = {a: at_best_rate(arms[a]) for a in best}
         test = {a: [s["test"] for s in x] for a, x in mine.items()}
         sd, df = pooled([*test.values()])
-        row = dict(zip("share entropy prompts group optimizer".split(), cell, strict=True))
+        row = dict(zip(names, cell, strict=True))
         row |= dict(sd=sd if df else None, df=df, arms={}, base=[look(*cell[:2], 0)])
         for a, x in mine.items():
-            row["arms"][a] = arm = dict(score=best[a]["score"], rate=x[0]["rate"], test=test[a])
+            row["arms"][a] = arm = dict(score=best[a], rate=x[0]["rate"], test=test[a])
             for k in ("precision", "recall", *ENTROPY_COLUMNS):
                 arm[k] = np.mean([s[k] for s in x], 0).tolist()  # at first, at last, in all
             for k in ("arithmetic", "truncated", "grad_norm"):
                 arm[k] = float(np.mean([s[k] for s in x]))
             arm["kl"] = {kind: float(np.mean([s["kl"][kind] for s in x])) for kind in KINDS}
             for other in ({"all", "top"} & mine.keys()) - {a}:
-                arm[f"score_minus_{other}"] = best[a]["score"] - best[other]["score"]
+                arm[f"score_minus_{other}"] = best[a] - best[other]
                 arm[f"minus_{other}"] = difference(test[a], test[other], sd, df)
         out.append(row)
     return out
@@ -320,8 +325,7 @@ def main(argv: list[str]) -> int:
     if argv[:1] == ["--table"] and len(argv) == 2:
         record = dict(cells=(found := cells()), correlation=correlation(found))
         files.write_json(Path(argv[1]) / "data" / "wording.json", record)
-        done = dict.fromkeys(r for part in PLAN.values() for r in part() if r.done())
-        lines = "".join(json.dumps(r.summary()) + "\n" for r in done)
+        lines = "".join(json.dumps(s) + "\n" for s in finished())
         files.write_atomic(OUT / "runs.jsonl", lines.encode())
         print(report.write(Path(argv[1])))
     elif argv == ["--plan"]:
@@ -331,14 +335,15 @@ def main(argv: list[str]) -> int:
             print(f"{name}: {len(done)} of {len(runs)}, {sum(done) / 3600:.2f} CPU-hours")
     elif argv:
         raise UserError("python -m study.grid takes --plan, --table RUN or nothing")
-    for part in PLAN.values() if not argv else ():
-        for run in part():
-            if not run.done():
-                make(run, stop)
-            if stop():
-                raise KeyboardInterrupt
-        while not all(run.done() for run in part()):  # another process's last ones
-            time.sleep(5)
+    while not argv:
+        runs = (run for part in PLAN.values() for run in part() if not run.done())
+        left = [make(run, stop) for run in runs if not stop()]
+        if stop():
+            raise KeyboardInterrupt
+        if not left:
+            break
+        if not any(left):
+            time.sleep(5)  # others are at the last ones
     return 0
 
 

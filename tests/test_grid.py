@@ -79,8 +79,8 @@ def note(run: Run, **found) -> None:
 def test_an_arm_takes_the_rate_of_its_best_score_and_a_control_that_of_top(tmp_path, monkeypatch):
     monkeypatch.setattr(grid, "OUT", tmp_path)
     cell = (0.4, 0.69, 8, 8)
-    for arm, scores in dict(top=(0.2, 0.3, 0.25), all=(0.3, 0.1, 0.4)).items():
-        for rate, score in zip(grid.RATES["adamw"], scores, strict=False):
+    for arm, scores in dict(top=(0.2, 0.3, 0.25, 0.1), all=(0.3, 0.1, 0.4, 0.2)).items():
+        for rate, score in zip(grid.RATES["adamw"], scores, strict=True):
             note(Run(*cell, arm, rate), score=score)
     assert grid.best_rate(*cell, "top", "adamw") == grid.RATES["adamw"][1]
     assert grid.best_rate(*cell, "all", "adamw") == grid.RATES["adamw"][2]
