@@ -150,6 +150,7 @@ PLAN = {
     "all and top, seeds 0 and 1": lambda: deciding((0, 1), CORE, PAIR),
     "top in wordy worlds at other rates": lambda: fixed((0, 1), WORDY, ("top",)),
     "the other arms in text": lambda: fixed((0,), [TEXT], OTHERS),
+    "the oracle elsewhere": lambda: fixed((0,), CORE[1:3], ("decisions",)),
     "rates in the other worlds": lambda: screening([w for w in WORLDS if w not in CORE], PAIR),
     "rates of SGD": lambda: screening(SGD, (*PAIR, "decisions"), "sgd"),
     "SGD, seeds 0 and 1": lambda: deciding((0, 1), SGD, (*PAIR, "decisions"), "sgd"),
