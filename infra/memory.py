@@ -144,7 +144,7 @@ def peaks(parts: dict[str, int]) -> dict[str, int]:
     return {p: sum(parts.get(name, 0) for name in names) for p, names in PHASES.items()}
 
 
-def need(m: Shape, c, *more, **changes) -> dict[str, int]:
+def demand(m: Shape, c, *more, **changes) -> dict[str, int]:
     """Bytes by phase of a run of `c` with these changes."""
     return peaks(preflight(m, replace(c, **changes), *more))
 
@@ -152,7 +152,7 @@ def need(m: Shape, c, *more, **changes) -> dict[str, int]:
 def rows_that_fit(m: Shape, c, limit: float, *more) -> int:
     """The most rows at a time, at least a group, with which sampling stays below `limit` bytes."""
     rows = range(c.group, max(MOST, c.group) + 1)
-    most = bisect_right(rows, limit, key=lambda r: need(m, c, *more, rows=r)["rollout"])
+    most = bisect_right(rows, limit, key=lambda r: demand(m, c, *more, rows=r)["rollout"])
     return rows[max(0, most - 1)]
 
 
@@ -194,7 +194,7 @@ def advice(m: Shape, c, limit: int, *more) -> str:
     does, in the dtype of `c` and, where that is not it, in bf16; else with AdamW in 8 bit."""
 
     def first(phase: str, tries: list[dict]) -> list[dict]:
-        return [*islice((x for x in tries if need(m, c, *more, **x)[phase] <= limit), 1)]
+        return [*islice((x for x in tries if demand(m, c, *more, **x)[phase] <= limit), 1)]
 
     def halves(name: str, low: int) -> list[dict]:
         start = getattr(c, name) or MOST  # --rows auto

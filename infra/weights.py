@@ -55,13 +55,13 @@ def crc(x: object, start: int = 0) -> int:
     return zlib.crc32(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy(), start)
 
 
-def kinds(x: object) -> object:
+def structure(x: object) -> object:
     """Of nested dicts and lists the names, dtypes, shapes and types, by which two can be told apart
     without their values."""
     if isinstance(x, dict):
-        return {name: kinds(value) for name, value in x.items()}
+        return {name: structure(value) for name, value in x.items()}
     if isinstance(x, list | tuple):
-        return [kinds(value) for value in x]
+        return [structure(value) for value in x]
     return (x.dtype, x.shape) if isinstance(x, Tensor) else type(x)
 
 

@@ -220,7 +220,7 @@ def curves(
     return out, h
 
 
-def bar(a: float, b: float, y: float, foot: float, shade: int, words: str) -> str:
+def column(a: float, b: float, y: float, foot: float, shade: int, words: str) -> str:
     """Between pixels a and b, from `foot` up or down to y; see `mark` for the words."""
     place = a + 0.5, min(y, foot), max(b - a - 1, 0.5), abs(foot - y)
     return rect(*place, f"bar e{shade}", f'data-say="{esc(words)}"')
@@ -234,7 +234,7 @@ def by_decile(rows: Sequence[dict], key: str, w: int, h: int, words: tuple) -> D
     (px, py, out), whiskers = axes(w, h, (0, 10), y, xticks, plain(ticks(*y, 4)), words), ""
     for r, (x, name) in zip(rows, xticks, strict=True):
         shade, said = level(r["entropy"], top), f"decile {name}: {num(r[key])}"
-        out += bar(px(x - 0.5), px(x + 0.5), py(r[key]), py(0), shade, said)
+        out += column(px(x - 0.5), px(x + 0.5), py(r[key]), py(0), shade, said)
         ends = [(px(x), py(r[k])) for k in ("low", "high") if k in r]
         whiskers += stroke(ends, "whisker") if ends else ""
     return out + whiskers, h
@@ -367,7 +367,7 @@ def histogram(d: dict, w: int) -> Figure:
     heights, after = ([py(math.log10(max(n, 0.5))) for n in x["counts"]] for x in (base, final))
     for (a, b), y, n in zip(pairwise(base["edges"]), heights, base["counts"], strict=True):
         said = f"{num(a)} to {num(b)} nats: {n:,} tokens"
-        out += bar(px(a), px(b), y, foot, level((a + b) / 2, p99), said) if n else ""
+        out += column(px(a), px(b), y, foot, level((a + b) / 2, p99), said) if n else ""
     steps = zip(pairwise(final["edges"]), after, strict=True)
     out += stroke([(px(x), y) for ends, y in steps for x in ends], "line solid all")
     x = px(d["base"]["p80"])
@@ -561,7 +561,7 @@ def changes(d: dict, w: int) -> Figure:
     top = max(r["base"] for r in rows)
     for i, r in enumerate(rows):
         shade, words = level(r["base"], top), f"{num(r['base'])} nats: {signed(r['change'])}"
-        out += bar(px(i), px(i + 1), py(r["change"]), py(0), shade, words)
+        out += column(px(i), px(i + 1), py(r["change"]), py(0), shade, words)
     out += stroke([(px(0), py(0)), (px(n), py(0))], "zero")
     share, change = top_fifth(rows)
     said = (

@@ -8,8 +8,8 @@ The world is Countdown with one try: a wrong answer ends the response, so a roll
 arm can learn "do not give up".  Filler words of a set share and entropy make it like text.  Each
 run is `fork_gpt.train` on a small base model; arms differ by flags, and share base model, order of
 problems and random numbers.  A run's score is its accuracy on validation, mean of the looks at
-three quarters and at the end of its steps; an arm's learning rate is the one of the best score in
-the screening.  Several processes may run this command at once: a lock keeps each run to one.
+three quarters and at the end of its steps; an arm is judged at the learning rate of the best mean
+score.  Several processes may run this command at once: a lock keeps each run to one.
 """
 
 import json
@@ -183,6 +183,7 @@ def make(run: Any, stop: Callable[[], bool], split: str = "test") -> bool:
     except UserError:
         return False
     if run.done():
+        files.unlock(folder)
         return True
     c, clock = run.config(), files.Clock()
     model, world, splits, _ = open_task(c, torch.device("cpu"), stop)
@@ -199,6 +200,7 @@ def make(run: Any, stop: Callable[[], bool], split: str = "test") -> bool:
     )  # fmt: skip
     files.write_json(folder / "summary.json", summary | clock.seconds())
     shutil.rmtree(folder / "checkpoints")
+    files.unlock(folder)  # hundreds held at once are more than some systems allow
     return True
 
 

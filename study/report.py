@@ -271,12 +271,11 @@ def world_table(d: dict) -> str:
     head = ["world", "recall", "holds", "noise dropped", "all", "top minus all", "others minus all"]
     rows = []
     for c in (c for c in d["cells"] if "all" in c["arms"]):
-        base, means = c["base"][0], {}
-        for a in c["arms"]:
-            means[a] = fig.in_points(fig.gap(c, a)) if a != "all" else ""
+        base = c["base"][0]
+        minus = {a: fig.in_points(fig.gap(c, a)) for a in c["arms"] if a != "all"}
         world = f"{fig.world_name(c)}; {c['prompts']}×{c['group']} answers, {c['optimizer']}"
-        every, top = pct(fig.mean(c["arms"]["all"]["test"])), means.pop("top", "–")
-        others = "; ".join(f"{a} {x}" for a, x in means.items() if x)
+        every, top = pct(fig.mean(c["arms"]["all"]["test"])), minus.pop("top", "–")
+        others = "; ".join(f"{a} {x}" for a, x in minus.items())
         about = pct(base["recall"]), fig.held(dict(top20=base["held"])), pct(base["nu"])
         rows.append([world, *about, every, top, others])
     rows = [[*map(esc, row)] for row in rows]
@@ -427,7 +426,7 @@ def svg_file(box: tuple, title: str, said: str, style: str, body: str) -> str:
 
 STUDY, ALL = "python -m study RUN", "python -m study RUN --all"
 ARMS = "python fork_gpt.py --arms top,all,random,bottom --seeds 3"
-GRID = "python -m study.grid, a day on one core, and then python -m study.grid --table RUN"
+GRID = "python -m study.grid, hours on a core, and then python -m study.grid --table RUN"
 # each section: the command that makes it, and the lists without which there is nothing to draw
 SECTIONS = dict(
     run=(STUDY, ""),

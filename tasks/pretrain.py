@@ -99,7 +99,7 @@ def pretrain(
 
     if checkpoint.exists():
         saved = weights.load(checkpoint)
-        same = weights.kinds(saved) == weights.kinds(states(0))
+        same = weights.structure(saved) == weights.structure(states(0))
         if not same or not 0 <= saved["step"] < recipe.steps:
             raise UserError(f"{checkpoint} is of another model; delete it to start again")
         model.load_state_dict(saved["model"])

@@ -198,7 +198,7 @@ def test_every_way_out_that_is_named_fits_and_half_the_change_does_not(limit, dt
     limit *= GIB
 
     def phase(name: str, **changes) -> int:
-        return memory.need(m, c, CPU, 256, **changes)[name]
+        return memory.demand(m, c, CPU, 256, **changes)[name]
 
     said = memory.advice(m, c, limit, CPU, 256)
     if limit < 7 * GIB:  # weights, AdamW in 8 bit and gradients, 10 bytes each, are nearly that
