@@ -69,7 +69,7 @@ def plan(c, p: Plan) -> str:
     ]
     if max(need.values()) > limit:
         powers = (2**i for i in range(1, 11))
-        fits = (k for k in powers if max(memory.need(m, c, *more[:3], dp * k).values()) <= limit)
+        fits = (k for k in powers if max(memory.demand(m, c, *more[:3], dp * k).values()) <= limit)
         enough = next((f"{nodes * k} x {gpus} GPUs would do" for k in fits), "nor do more GPUs")
         advised = memory.advice(m, c, int(limit), *more)
         lines.append(f"  {max(need.values()) / GIB:.1f} GiB do not fit: {advised}; {enough}")
