@@ -130,10 +130,10 @@ def deciding(
             yield Run(*world, 8, 8, arm, rate, optimizer, base, seed)
 
 
-def batches() -> Iterator[Run]:
+def batches(worlds: Sequence) -> Iterator[Run]:
     """Screening of a smaller and a larger batch; the larger has half the steps, of four times the
     responses."""
-    for world, arm in product(WORLDS, PAIR):
+    for world, arm in product(worlds, PAIR):
         yield from (Run(*world, 4, 4, arm, r) for r in RATES["adamw"])
         yield from (Run(*world, 32, 8, arm, r, steps=100) for r in RATES["adamw"][1::2])
 
@@ -151,15 +151,20 @@ PLAN = {
     "top in wordy worlds at other rates": lambda: fixed((0, 1), WORDY, ("top",)),
     "the other arms in text": lambda: fixed((0,), [TEXT], OTHERS),
     "the oracle elsewhere": lambda: fixed((0,), CORE[1:3], ("decisions",)),
-    "rates in the other worlds": lambda: screening([w for w in WORLDS if w not in CORE], PAIR),
     "rates of SGD": lambda: screening(SGD, (*PAIR, "decisions"), "sgd"),
     "SGD, seeds 0 and 1": lambda: deciding((0, 1), SGD, (*PAIR, "decisions"), "sgd"),
+    "annealed and frozen masks elsewhere": lambda: fixed((0,), CORE[::4], ("anneal", "base")),
+    "all and top, seeds 2 and 3": lambda: deciding((2, 3), CORE, PAIR),
+    "random": lambda: deciding((0,), CORE, ("random",)),
+    "filler only": lambda: deciding((0,), CORE[2:], ("filler",)),
+    "other batches": lambda: batches(CORE),
+    "rates in the other worlds": lambda: screening([w for w in WORLDS if w not in CORE], PAIR),
+    "the other arms in text, seed 1": lambda: fixed((1,), [TEXT], OTHERS),
+    "SGD, seeds 2 and 3": lambda: deciding((2, 3), SGD, (*PAIR, "decisions"), "sgd"),
     "rates of the other arms": lambda: screening(CORE, OTHERS),
     "the other arms, seeds 0 and 1": lambda: deciding((0, 1), CORE, OTHERS),
-    "controls": lambda: deciding((0,), CORE, ("random", "filler")),
-    "seeds 2 and 3": lambda: deciding((2, 3), CORE, (*PAIR, *OTHERS)),
-    "SGD, seeds 2 and 3": lambda: deciding((2, 3), SGD, (*PAIR, "decisions"), "sgd"),
-    "other batches": batches,
+    "the other arms, seeds 2 and 3": lambda: deciding((2, 3), CORE, OTHERS),
+    "other batches in the other worlds": lambda: batches([w for w in WORLDS if w not in CORE]),
 }
 
 
