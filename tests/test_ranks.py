@@ -260,10 +260,11 @@ FAULTS = """
 import os, signal, sys
 import fork_gpt, parallel, torch
 from infra import watch
+from tasks.countdown import Countdown
 
 kind, rank, at = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 watch.SILENCE, whole, first, save = 8.0, fork_gpt.update, fork_gpt.step, torch.save
-updates = calls = 0
+updates, calls, reward = 0, 0, Countdown.reward
 
 def count(frame, what, _):
     global calls
@@ -288,12 +289,17 @@ def update(model, *args, **more):
             parallel.masters(model)[3].data.fill_(float("nan"))
     return whole(model, *args, **more)
 
+def grade(world, problem, text):
+    if kind == "grading" and updates > at and int(os.environ["RANK"]) == rank:
+        raise ZeroDivisionError("no such answer")
+    return reward(world, problem, text)
+
 def full(state, file, *args, **more):
     if kind == "disk" and int(os.environ["RANK"]) == rank and "tensors" in state:
         raise OSError(28, "No space left on device")
     save(state, file, *args, **more)
 
-fork_gpt.update, fork_gpt.step, torch.save = update, step, full
+fork_gpt.update, fork_gpt.step, torch.save, Countdown.reward = update, step, full, grade
 code = fork_gpt.main(sys.argv[4:])
 if kind == "count" and calls:
     open("calls", "w").write(str(calls))
@@ -330,6 +336,7 @@ GONE = "rank {}: gave no sign of life"
         pytest.param("KILL", 0, 10, GONE.format(0), marks=slow),
         pytest.param("KILL", 1, 10, GONE.format(1), marks=slow),
         pytest.param("bug", 1, 1, "rank 1: RuntimeError: a bug here", marks=slow),
+        pytest.param("grading", 1, 1, "rank 1: ZeroDivisionError: no such answer", marks=slow),
         pytest.param("nan", 1, 1, "are not finite|: not finite", marks=slow),
         pytest.param("disk", 0, 1, "rank 0: cannot write .*No space .*; what was", marks=slow),
         pytest.param("TERM", 1, 1, "stopped; to continue: torchrun --nproc-per-no", marks=slow),
