@@ -8,6 +8,7 @@ Each setting changes the recipe of the base model and the flags of the run; it i
 `now` on the same machine.
 """
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,14 @@ SETTINGS = {  # name -> changes of the recipe (all but `now` "micro"), changes o
     "micro stop 0.1 lr 3e-4": (dict(p_stop=0.1), {}),
     "micro skill 0.9 stop 0.1 lr 3e-4": (dict(skill=0.9, p_stop=0.1), {}),
     "micro stop 0.1 192 tokens lr 3e-4": (dict(p_stop=0.1), dict(max_new=192)),
+    # pretraining and steps cut to a run of 0.93 times the seconds of `now`
+    "2,400 of pretraining, 72 steps": (dict(p_stop=0.1, steps=2400), dict(max_new=192, steps=72)),
+    "... of 24 prompts, 96 steps": (
+        dict(p_stop=0.1, steps=2400), dict(max_new=192, steps=96, prompts=24)
+    ),
+    "... stop 0.05": (dict(p_stop=0.05, steps=2400), dict(max_new=192, steps=72)),
+    "... 224 tokens, 64 steps": (dict(p_stop=0.1, steps=2400), dict(max_new=224, steps=64)),
+    "... skill 0.5": (dict(p_stop=0.1, steps=2400, skill=0.5), dict(max_new=192, steps=72)),
     "micro stop 0.1 attempts 12 lr 3e-4": (dict(p_stop=0.1), dict(attempts=12)),
     "micro stop 0.1 6e-4": (dict(p_stop=0.1), dict(lr=6e-4)),
     "micro stop 0.1 skill 0.5 lr 3e-4": (dict(p_stop=0.1, skill=0.5), {}),
@@ -47,7 +56,7 @@ class Setting:
         return Pretrain(**dict(size="micro") | SETTINGS[self.name][0], seed=self.base)
 
     def folder(self) -> Path:
-        return OUT / f"{self.name.replace(' ', '_')}-{self.base}-{self.seed}"
+        return OUT / f"{re.sub('[^a-z0-9.-]+', '_', self.name)}-{self.base}-{self.seed}"
 
     def done(self) -> bool:
         return (self.folder() / "summary.json").exists()
