@@ -18,7 +18,7 @@ from common import random_model, save_small
 
 import fork_gpt
 import rollout
-from infra import files, flags, weights
+from infra import files, flags
 from model import SIZES
 from study import evaluate
 from study.evaluate import Evaluation, majority, pass_at, score, set_table, summarise
@@ -416,14 +416,6 @@ def test_out_of_memory_is_one_line_and_another_try_is_open(maths, capsys, monkey
         said = mistake(capsys, *argv, "--max-new", enormous)
         assert why in said and "lower --rows" in said
     assert run(argv) == 0
-
-
-def test_weights_that_are_not_finite(maths, capsys):
-    state = weights.load(maths / "model/model.pt")
-    next(iter(state["weights"].values())).fill_(math.nan)
-    weights.save(maths / "model/model.pt", state)
-    assert "not finite" in mistake(capsys, *QUICK, "--data", "one.jsonl", "--out", "out")
-    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("flags, said", [
