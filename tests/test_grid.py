@@ -57,8 +57,8 @@ def test_a_difference_covers_the_truth_as_often_as_it_says(monkeypatch):
 def test_rank_correlation_by_hand():
     assert stats.spearman([1, 3, 2, 4], [1, 27, 8, 64]) == pytest.approx(1)
     assert stats.spearman([1, 3, 2, 4], [-1, -27, -8, -64]) == pytest.approx(-1)
-    # ranks 2.5 1 4 2.5 and 2 1 4 3: covariance 4.5, variances 4.5 and 5
-    assert stats.spearman([2, 1, 3, 2], [2, 1, 4, 3]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
+    # ranks 1.5 4 1.5 3 and 1 4 2 3: covariance 4.5, variances 4.5 and 5
+    assert stats.spearman([1, 3, 1, 2], [1, 4, 2, 3]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
 
 
 def test_an_arm_is_judged_at_the_rate_of_the_best_mean_among_those_of_most_runs():

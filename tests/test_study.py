@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+import shutil
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from common import all_logits, config, rounding, save_small, seeded
 
 import fork_gpt
 from infra import files, weights
-from model import Shape, Transformer, entropy_of
+from model import Shape, Transformer
 from rollout import Rollout, Sampling, generate
 from study import findings as study
 from study import report
@@ -96,12 +97,9 @@ def test_measure_grades_each_sample_against_its_own_problem(monkeypatch):
 # ---------------------------------------------------------------------- pure statistics
 
 
-def test_histogram_of_known_entropies():
-    logits = torch.zeros(8, 4)  # four equally likely tokens: ln 4 nats
-    logits[3:, 0] = 1e4  # a certain one: 0
-    got = study.histogram(entropy_of(logits.log_softmax(-1)), math.log(4), bins=4)
-    assert got["counts"] == [5, 0, 0, 3]
-    assert got["edges"] == pytest.approx([math.log(4) * i / 4 for i in range(5)])
+def test_histogram_by_hand():
+    got = study.histogram(torch.tensor([2.0, 0.0, 0.6, 0.0, 2.0, 0.0]), 2.0, bins=4)
+    assert got == dict(counts=[3, 1, 0, 2], edges=[0, 0.5, 1, 1.5, 2])
     # the last bin has both its bounds; rounding below 0 is 0; one certain token alone is fine
     assert study.histogram(torch.tensor([1.0, 0.5, -1e-9]), 1.0, 2)["counts"] == [1, 2]
     assert study.histogram(torch.zeros(3), 0.0, 2)["counts"] == [3, 0]
@@ -222,10 +220,8 @@ def test_alternatives_against_the_whole_distribution():
     drawn = scaled.log_softmax(-1).gather(-1, s.scored()[3][:, None]).sum()
     (by_logits,) = torch.autograd.grad(drawn, scaled)
     assert torch.allclose(size, by_logits.norm(dim=-1), rtol=1e-4)
-    full = scaled.softmax(-1)
-    for row, q, i in zip(full.tolist(), best.tolist(), ids.tolist(), strict=True):
-        slow = sorted(range(len(row)), key=lambda v: -row[v])[:5]
-        assert i == slow and q == pytest.approx([row[v] for v in slow], rel=1e-4)
+    full, order = scaled.softmax(-1).sort(descending=True)
+    assert torch.equal(ids, order[:, :5]) and torch.allclose(best, full[:, :5], rtol=1e-4)
 
 
 def test_anatomy_adds_up_to_the_gradient_of_the_first_update(monkeypatch):
@@ -665,8 +661,7 @@ def test_a_run_that_was_interrupted(tmp_path, line):
 def test_a_run_without_snapshots(tmp_path, line):
     """The base model comes from where the run took it; the run itself cannot show it any more."""
     run = make_run(tmp_path)
-    for p in (tmp_path / "snapshots").iterdir():
-        p.unlink()
+    shutil.rmtree(tmp_path / "snapshots")
     run.states = study.states_of(tmp_path, 4, run.model)
     study.study(run)
     assert f"-m study {tmp_path}" in read(tmp_path)["sparsity"]["missing"]
