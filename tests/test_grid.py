@@ -2,14 +2,17 @@
 
 import json
 import math
-import random
+from contextlib import suppress
 from dataclasses import replace
+from functools import cache
+from itertools import product
 
 import numpy as np
 import pytest
-import torch
+from common import save_small, seeded
+from test_run import metrics
 
-from infra import files, weights
+from infra import files
 from model import SIZES, Transformer
 from study import grid, stats
 from study.grid import Run
@@ -17,12 +20,10 @@ from tasks.countdown import Countdown
 
 
 def test_the_pooled_deviation_is_that_of_the_residuals_of_all_arms():
-    arms = [[0.7, 0.72, 0.74], [0.5, 0.6], [0.1]]
-    sd, df = stats.pooled(arms)
-    assert df == 3
-    assert sd == pytest.approx(math.sqrt((2 * 0.02**2 + 2 * 0.05**2) / 3))
-    sd, df = stats.pooled([[0.4], [0.5]])
-    assert math.isnan(sd) and df == 0
+    squares = 2 * 0.02**2 + 2 * 0.05**2
+    found = stats.pooled([[0.7, 0.72, 0.74], [0.5, 0.6], [0.1]])
+    assert found == pytest.approx((math.sqrt(squares / 3), 3))
+    assert stats.pooled([[0.4], [0.5]]) == pytest.approx((math.nan, 0), nan_ok=True)
 
 
 def test_students_t_against_the_table():
@@ -30,16 +31,11 @@ def test_students_t_against_the_table():
         assert stats.student(df) == pytest.approx(t, abs=2e-3)
 
 
-@pytest.mark.parametrize(
-    "a, sd, word",
-    [
-        ([0.70, 0.71, 0.69], 0.005, "equal"),
-        ([0.75, 0.76, 0.74], 0.005, "above"),
-        ([0.65, 0.66, 0.64], 0.005, "below"),
-        ([0.70, 0.71, 0.69], 0.05, "undecided"),  # not shown to differ is not shown to be equal
-        ([0.75, 0.76], 0.005, "too few runs"),
-    ],
-)
+@pytest.mark.parametrize("a, sd, word", [
+    ([0.70, 0.71, 0.69], 0.005, "equal"), ([0.75, 0.76, 0.74], 0.005, "above"),
+    ([0.65, 0.66, 0.64], 0.005, "below"), ([0.75, 0.76], 0.005, "too few runs"),
+    ([0.70, 0.71, 0.69], 0.05, "undecided"),  # not shown to differ is not shown to be equal
+])  # fmt: skip
 def test_the_word_for_a_difference(a, sd, word):
     found = stats.difference(a, [0.70, 0.70, 0.70], sd, df=10)
     assert found["verdict"] == word
@@ -48,22 +44,21 @@ def test_the_word_for_a_difference(a, sd, word):
     assert found["mean"] == pytest.approx(np.mean(a) - 0.7)
 
 
-def test_a_difference_covers_the_truth_as_often_as_it_says():
+def test_a_difference_covers_the_truth_as_often_as_it_says(monkeypatch):
     """1,000 comparisons of equal arms of three runs each: the interval holds 0 in 95 of 100."""
-    rng = np.random.default_rng(0)
+    monkeypatch.setattr(stats, "student", cache(stats.student))
     held = 0
-    for _ in range(1000):
-        arms = rng.normal(0.7, 0.02, (4, 3))
+    for arms in np.random.default_rng(0).normal(0.7, 0.02, (1000, 4, 3)):
         found = stats.difference(arms[0], arms[1], *stats.pooled(list(arms)))
         held += found["low"] < 0 < found["high"]
     assert 930 <= held <= 970
 
 
 def test_rank_correlation_by_hand():
-    assert stats.spearman([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx(1)
-    assert stats.spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
-    # ranks 1 2.5 2.5 4 and 1 2 3 4: covariance 4.5, variances 4.5 and 5
-    assert stats.spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
+    assert stats.spearman([1, 3, 2, 4], [1, 27, 8, 64]) == pytest.approx(1)
+    assert stats.spearman([1, 3, 2, 4], [-1, -27, -8, -64]) == pytest.approx(-1)
+    # ranks 1.5 4 1.5 3 and 1 4 2 3: covariance 4.5, variances 4.5 and 5
+    assert stats.spearman([1, 3, 1, 2], [1, 4, 2, 3]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
 
 
 def test_an_arm_is_judged_at_the_rate_of_the_best_mean_among_those_of_most_runs():
@@ -104,37 +99,25 @@ def test_the_plan_names_every_run_once_and_its_arms_differ_by_flags_alone(monkey
 
 
 def test_a_stopped_run_goes_on_bit_for_bit_and_a_done_one_is_left(tmp_path, monkeypatch):
-    world = Countdown(**grid.world_of(0.2, 0.33))
-    model = Transformer(replace(SIZES["micro"], vocab_size=world.tokenizer().n_vocab))
-    model.init_weights(torch.Generator().manual_seed(0))
-    base = tmp_path / "base"
-    weights.save_model(base, model.shape, world.tokenizer().words, model.state_dict())
-    monkeypatch.setattr(grid, "base_of", lambda *_: base)
-    rng = random.Random(0)
-    marks = {}  # a reward that an untrained model gets now and then
-    monkeypatch.setattr(
-        Countdown, "reward", lambda _, p, text: marks.setdefault(text, float(rng.random() < 0.5))
-    )
-    small = Run.config
-    monkeypatch.setattr(
-        Run, "config", lambda r: replace(small(r), max_new=6, eval_problems=4, save_every=2)
-    )
+    tokenizer = Countdown(**grid.world_of(0.2, 0.33)).tokenizer()
+    model = Transformer(replace(SIZES["micro"], vocab_size=tokenizer.n_vocab))
+    save_small(tmp_path / "base", model.init_weights(seeded()), tokenizer.words)
+    monkeypatch.setattr(grid, "base_of", lambda *_: tmp_path / "base")
+    # a reward that an untrained model gets now and then
+    monkeypatch.setattr(Countdown, "reward", lambda _, p, text: float(len(text) % 2))
+    small, quick = Run.config, dict(max_new=6, eval_problems=4, save_every=2)
+    monkeypatch.setattr(Run, "config", lambda run: replace(small(run), **quick))
     run, found = Run(0.2, 0.33, 2, 2, "top", 1e-3, steps=4), []
-    for out in ("whole", "stopped"):
-        monkeypatch.setattr(grid, "OUT", tmp_path / out)
-        marks.clear()
-        rng.seed(0)
-        looks = iter([False, True] if out == "stopped" else [])
+    for looks in ([], [False, True]):
+        monkeypatch.setattr(grid, "OUT", tmp_path / f"stopped {sum(looks)} times")
+        look = iter(looks)
         while not run.done():
-            try:
-                grid.make(run, lambda looks=looks: next(looks, False))
-            except KeyboardInterrupt:
-                pass
-        lines = [json.loads(x) for x in open(run.folder() / "metrics.jsonl")]
-        timed = ("tok_s", "seconds")
-        found.append([{k: v for k, v in x.items() if not k.endswith(timed)} for x in lines])
+            with suppress(KeyboardInterrupt):
+                grid.make(run, lambda look=look: next(look, False))
+        found.append(metrics(run.folder()))
         assert not (run.folder() / "checkpoints").exists()
     assert found[0] == found[1] and len(found[0]) == 4
+    assert any(line["groups"] for line in found[0]), "nothing was learned from: a weak test"
     before = (run.folder() / "summary.json").stat().st_mtime_ns
     grid.make(run, lambda: True)
     assert (run.folder() / "summary.json").stat().st_mtime_ns == before
@@ -145,22 +128,15 @@ def test_the_table_is_computed_from_the_runs_and_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(grid, "OUT", tmp_path / "grid")
     kinds = {k: [0.5, 0.4, 0.45] for k in ("precision", "recall", *grid.ENTROPY_COLUMNS)}
     rest = dict(arithmetic=1.0, truncated=0.0, grad_norm=0.1, kl=dict.fromkeys(grid.KINDS, 0.0))
-    bases = {0.0: (0.9, 0.70), 0.4: (0.3, 0.69)}
-
-    def look(share: float, entropy: float, seed: int) -> dict:
-        recall, h = bases[share]
-        return dict(recall=recall, nu=0.5, decisions=dict(entropy=h), held=[0.6, 0.5, 0.7])
-
-    monkeypatch.setattr(grid, "look", look)
+    rest |= dict(cpu_seconds=1.0)
+    recalls, about = {0.0: 0.9, 0.4: 0.3}, dict(nu=0.5, decisions=dict(entropy=0.69))
+    about |= dict(held=[0.6, 0.5, 0.7])
+    monkeypatch.setattr(grid, "look", lambda share, h, seed: dict(recall=recalls[share]) | about)
     for share, top in ((0.0, 0.50), (0.4, 0.40)):
-        for b in range(3):
-            for arm, mean in (("all", 0.5), ("top", top)):
-                score = mean + 0.01 * (arm == "all")
-                run = Run(share, 0.69, 8, 8, arm, 2e-4, base=b)
-                note(run, score=score, test=mean + 0.002 * b, cpu_seconds=1.0, **kinds, **rest)
-        note(
-            Run(share, 0.69, 8, 8, "top", 1e-4), score=0.1, test=0.9, cpu_seconds=1, **kinds, **rest
-        )
+        for b, (arm, mean) in product(range(3), (("all", 0.5), ("top", top))):
+            found = rest | dict(score=mean + 0.01 * (arm == "all"), test=mean + 0.002 * b)
+            note(Run(share, 0.69, 8, 8, arm, 2e-4, base=b), **kinds, **found)
+        note(Run(share, 0.69, 8, 8, "top", 1e-4), **kinds, **rest | dict(score=0.1, test=0.9))
     page = tmp_path / "run"
     assert grid.main(["--table", str(page)]) == 0
     found = json.loads((page / "data" / "wording.json").read_text())

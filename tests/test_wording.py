@@ -49,10 +49,9 @@ def test_wording_changes_no_decision_and_no_grade():
         assert TEXT.reward(problem, worded) == Countdown().reward(problem, trace)
         assert TEXT.statements(worded) == Countdown().statements(trace)
         words = worded.split()
-        for i, word in enumerate(words):
-            if word in SLOTS:  # a phrase of four before each, in the order of its places
-                pairs = zip(words[i - 4 : i], FILLER, strict=False)
-                assert all(w in row for w, row in pairs)
+        for i in (i for i, word in enumerate(words) if word in SLOTS):
+            phrase = words[i - 4 : i]  # of four before each, in the order of its places
+            assert all(word in row for word, row in zip(phrase, FILLER, strict=False))
 
 
 def test_without_filler_the_world_is_what_it_was():
@@ -60,11 +59,10 @@ def test_without_filler_the_world_is_what_it_was():
     world, recipe = Countdown(), Pretrain()
     assert all(trace == worded for _, trace, worded in traces(world, 20))
     assert "so" not in world.tokenizer().words
-    problems = world.splits()["train"]
-    rng, old = random.Random("0/7"), []
-    for p in rng.choices(problems, k=recipe.batch):
-        trace = world.trace(p, rng, recipe.skill, 6, recipe.p_stop)
-        old += world.tokenizer().encode(f"{p.prompt} {trace}")
+    problems, rng = world.splits()["train"], random.Random("0/7")
+    drawn = rng.choices(problems, k=recipe.batch)
+    old = [f"{p.prompt} {world.trace(p, rng, recipe.skill, 6, recipe.p_stop)}" for p in drawn]
+    old = [i for text in old for i in world.tokenizer().encode(text)]
     assert batch_of_traces(recipe, world, problems, 7)[0].tolist() == old
 
 
@@ -76,10 +74,10 @@ def test_the_grammar_names_every_token():
     )
     words = text.split()
     expected = [KINDS.index("filler") if w in ("so", "thus") else 0 for w in words]
-    first, *others = [i for i, w in enumerate(words) if w == "try"]
-    chosen = [first + 1, first + 2, first + 3]  # three numbers: operand, operator, operand
-    chosen += [i + 2 for i in others]  # two numbers: the operator alone
-    for i in (*chosen, words.index("back")):  # after the second failure of two it must be `stop`
+    first, second, third = (i for i, w in enumerate(words) if w == "try")
+    # of three numbers operand, operator, operand; of two the operator; and the word after a `no`,
+    # but after the second failure of two it must be `stop`
+    for i in (first + 1, first + 2, first + 3, second + 2, third + 2, words.index("back")):
         expected[i] = KINDS.index("decisions")
     ids = world.tokenizer().encode(text)
     assert world.kinds(ids) == expected and world.kinds(ids * 3) == expected * 3
@@ -98,34 +96,29 @@ def tiny(tmp_path, **flags) -> tuple:
     model = Transformer(replace(SIZES["micro"], vocab_size=TEXT.tokenizer().n_vocab))
     save_small(tmp_path, model.init_weights(seeded()), TEXT.tokenizer().words)
     where = dict(model=str(tmp_path), device="cpu", filler_share=0.4, max_new=8)
-    c = Config(**dict(prompts=2, group=2, rounds=1, updates=1, steps=4) | where | flags)
+    c = Config(**dict(prompts=8, group=4, rounds=1, updates=1, steps=4) | where | flags)
     model, world, splits, _ = asking.open_task(c, torch.device("cpu"), lambda: False)
     return fork_gpt.begin(model, splits["train"], c, files.Clock()), world, splits["train"], c
 
 
-def run_steps(monkeypatch, tmp_path, grade, **flags) -> tuple:
-    """Two steps with rewards by lot; (what `update` was given, the log lines)."""
+def run_steps(monkeypatch, tmp_path, **flags) -> tuple:
+    """Four steps, half of the rewards 1: (what `update` was given, the log lines, the state)."""
     state, world, problems, c = tiny(tmp_path, **flags)
     given, update = [], fork_gpt.update
-    monkeypatch.setattr(type(world), "reward", grade)
+    monkeypatch.setattr(Countdown, "reward", lambda self, problem, text: float(len(text) % 2))
     monkeypatch.setattr(fork_gpt, "update", lambda *a, **k: given.append(a) or update(*a, **k))
     return given, [fork_gpt.step(state, world, problems, c) for _ in range(c.steps)], state
 
 
-def by_length(self, problem, text) -> float:
-    return float(len(text) % 2)
-
-
 def test_rho_moves_to_its_end_over_half_the_steps(monkeypatch, tmp_path):
-    given, lines, _ = run_steps(monkeypatch, tmp_path, by_length, prompts=8, group=4, rho_end=1.0)
+    given, lines, _ = run_steps(monkeypatch, tmp_path, rho_end=1.0)
     assert [a[4].rho for a in given] == pytest.approx([0.2, 0.6, 1.0, 1.0])
     assert [x["kept_fraction"] for x in lines] == pytest.approx([0.2, 0.6, 1, 1], abs=0.02)
 
 
 def test_the_frozen_base_ranks_as_it_did_before_training(monkeypatch, tmp_path):
     """With --entropy base the ranking is a function of the tokens, however far training went."""
-    flags = dict(prompts=8, group=4, entropy="base", lr=1e-2)
-    given, lines, state = run_steps(monkeypatch, tmp_path, by_length, **flags)
+    *_, state = run_steps(monkeypatch, tmp_path, entropy="base", lr=1e-2)
     first = Transformer(state.model.shape).init_weights(seeded())
     assert all(torch.equal(p, state.base.get_parameter(k)) for k, p in first.named_parameters())
     assert not torch.equal(first.head_weight, state.model.head_weight)
