@@ -140,7 +140,7 @@ def test_blank_lines_marks_and_line_ends_are_no_problem(tmp_path):
     assert read(str(tmp_path / "a.jsonl")) == ([("A", "1"), ("B\u2028é", "2")], (2, 0, 0))
 
 
-# ------------------------------------------------------------------ what is refused
+# ------------------------------------------------------------------ what is refused, and what counts once
 BAD_LINES = [
     (b'{"problem": "A", "answer"', "is no JSON at character 26: Expecting ':' delimiter"),
     (b"<html>", "is no JSON at character 0"), (b"\xff\xfe{\x00", "is not UTF-8 at byte 0"),
@@ -274,9 +274,6 @@ def test_whatever_stands_in_a_file_it_is_problems_or_one_line(tmp_path_factory, 
         assert counts["bad"] and str(e).isprintable()
 
 
-# ------------------------------------------------------------------ once each
-
-
 def test_a_question_twice_is_counted_once_whatever_its_spaces(tmp_path):
     """DAPO's file has each problem a hundred times."""
     same = [" What  is\n1 + 1?", unicodedata.normalize("NFD", "Où est 1?"), "Où est\u00a01?"]
@@ -291,9 +288,6 @@ def test_a_question_with_another_answer_is_a_bad_line_that_names_both(tmp_path):
     b = write(tmp_path, {"problem": "What is  1 + 1?", "answer": 3}, name="b.jsonl")
     assert refusal(a, b).startswith(f"{b}, line 1: the answer '3', but {a}, line 2 has the same ")
     assert read(a, b, skip_bad=True) == ([("B", "1"), ("What is 1 + 1?", "2")], (3, 1, 0))
-
-
-# ------------------------------------------------------------------ parquet
 
 
 def problems_of(n, source="a"):
@@ -317,7 +311,6 @@ def test_parquet_rows_are_read_as_lines_are(tmp_path, parquet):
     assert "row 1: problem has 500,002 characters" in said
 
 
-# ------------------------------------------------------------------ splits
 def test_a_problems_split_is_its_hash_and_nothing_else():
     """Another order, another file, other spaces: the same place."""
     problems = problems_of(500)
@@ -457,30 +450,21 @@ def test_rewards(qwen, template, verifier, text, right):
         assert w.same(w.answer(ASK, text), "1/2")
 
 
+# bars part what is one vote each, three spaces the spellings of one
 VOTES = r"""
 1/2   0.5   \frac{1}{2}   \dfrac12   .50   x = \frac{2}{4}   \sin\frac{\pi}{6}
-5   5 \text{ cm}   x=5   5.0
-1,000   1000   10^3   1e3
-\sqrt{8}   2\sqrt2   2\sqrt{2}
-(1,2)   ( 1 , 2 )
-\text{Yes}   yes
-\text{(C)}   C
-x+1   1+x
-3   \log_2 8
--1   e^{i\pi}
-2i   \sqrt{-4}
-\frac{\sqrt2}{2}   \frac{1}{\sqrt2}
-1;3   \{3,1\}   1,3
-\{4,7\}   7, 4   4,7
+5   5 \text{ cm}   x=5   5.0 | 1,000   1000   10^3   1e3 | \sqrt{8}   2\sqrt2   2\sqrt{2}
+(1,2)   ( 1 , 2 ) | \text{Yes}   yes | \text{(C)}   C | x+1   1+x | 3   \log_2 8 | -1   e^{i\pi}
+2i   \sqrt{-4} | \frac{\sqrt2}{2}   \frac{1}{\sqrt2} | 1;3   \{3,1\}   1,3 | \{4,7\}   7, 4   4,7
+-5 | [1,2) | (2,1) | x+2 | 2\pi | \pi | no | \infty | -\infty | x^2+1 | \text{Evelyn} | p - q
+\pm 9 | $\sqrt{5}$ | 70 \% | 11:30 | 12,345 | \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}
+\frac{3}{4}
 """
-SINGLE = ["-5", "[1,2)", "(2,1)", "x+2", "2\\pi", "\\pi", "no", "\\infty", "-\\infty", "x^2+1",
-          "\\text{Evelyn}", "p - q", "\\pm 9", "$\\sqrt{5}$", "70 \\%", "11:30", "12,345",
-          "\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}", "\\frac{3}{4}"]  # fmt: skip
 
 
 def test_equal_answers_share_a_vote_and_others_do_not(qwen):
-    w, groups = world(qwen), [row.split("   ") for row in VOTES.strip().splitlines()]
-    groups += [[x] for x in SINGLE]
+    w, rows = world(qwen), VOTES.strip().replace("\n", " | ").split(" | ")
+    groups = [row.split("   ") for row in rows]
     votes = [(i, vote) for i, group in enumerate(groups) for vote in group]
     said = [(i, w.answer(ASK, f"\\boxed{{{vote}}}.")) for i, vote in votes]
     for i, group in enumerate(groups):
@@ -502,9 +486,6 @@ def test_votes_under_dapos_rule_are_its_strings(qwen):
 def test_names_tell_problems_apart_in_all_files(qwen):
     digits = hashlib.sha256(b"What is 0 + 1?").hexdigest()[:12]
     assert world(qwen).name(problems_of(1, "b")[0]) == f"b:{digits}"
-
-
-# ------------------------------------------------------------------ command line
 
 
 def test_the_command_shows_counts_splits_golds_and_a_problem(tmp_path, capsys):

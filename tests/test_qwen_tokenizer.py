@@ -27,11 +27,8 @@ PLAIN = (
     "<|repo_name|> <|file_sep|> <tool_response> </tool_response> <think> </think>"
 ).split()
 MERGES = 5000
-SCRIPTS = (  # (first, last) of letters from which words of the training text are spelled
-    *([("a", "z")] * 5),
-    *[("à", "ÿ"), ("α", "ω"), ("а", "я"), ("א", "ת"), ("ا", "ي"), ("क", "ह"), ("ก", "ฮ")],
-    *[("一", "俿"), ("ぁ", "ん"), ("가", "깋"), ("ა", "ჰ")],
-)
+# the first and the last of the letters from which words of the training text are spelled
+SCRIPTS = "az az az az az àÿ αω ая את اي कह กฮ 一俿 ぁん 가깋 აჰ".split()
 CODE = (
     "def f(x):\n    return x ** 2 - 1\n\n",
     "for (int i = 0; i < n; ++i) {\n\t\ta[i] += 0x1F;\n\t}\n",
@@ -69,8 +66,7 @@ def train(merges):
     made.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     made.post_processor = processors.ByteLevel(trim_offsets=False)
     made.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    how = dict(initial_alphabet=alphabet, show_progress=False)
+    how = dict(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     trainer = trainers.BpeTrainer(vocab_size=256 + merges, **how)
     made.train_from_iterator(training_text(random.Random(0)), trainer)
     made.add_special_tokens(SPECIAL)
@@ -241,8 +237,8 @@ def test_what_ends_a_text_comes_from_the_config_or_the_caller(folder, tmp_path):
     answer that had ended was cut at the limit."""
     end = {t: 256 + MERGES + n for n, t in enumerate(SPECIAL)}
     both = {t: end[t] for t in ("<|im_end|>", "<|endoftext|>")}
-    assert qwen_tokenizer(folder).eos == end["<|im_end|>"]
-    assert qwen_tokenizer(folder).stops == both
+    ours = qwen_tokenizer(folder)
+    assert (ours.eos, ours.stops) == (end["<|im_end|>"], both)
     copy(folder, tmp_path, "tokenizer.json")
     write(tmp_path / "tokenizer_config.json", {})
     assert qwen_tokenizer(str(tmp_path), "<|endoftext|>").eos == end["<|endoftext|>"]
@@ -257,22 +253,23 @@ def test_what_ends_a_text_comes_from_the_config_or_the_caller(folder, tmp_path):
         qwen_tokenizer(tmp_path)
 
 
-def test_both_file_forms_are_one_tokenizer(ours, folder, tmp_path, characters):
+def test_both_file_forms_are_one_tokenizer(ours, folder, tmp_path):
+    def check():
+        other = qwen_tokenizer(tmp_path)
+        assert replace(other, encoding=ours.encoding) == ours
+        for part in ("_mergeable_ranks", "_pat_str", "_special_tokens"):
+            assert getattr(other.encoding, part) == getattr(ours.encoding, part)
+
     copy(folder, tmp_path, "vocab.json", "merges.txt", "tokenizer_config.json")
-    other = qwen_tokenizer(tmp_path)
-    assert (other.eos, other.added, other.special) == (ours.eos, ours.added, ours.special)
-    assert other.encoding._mergeable_ranks == ours.encoding._mergeable_ranks
-    texts = random_texts(500, characters, random.Random(2))
-    expected = [ours.encode(t) for t in texts]
-    assert [other.encode(t) for t in texts] == expected
+    check()
     merges = (tmp_path / "merges.txt").read_bytes()
     (tmp_path / "merges.txt").write_bytes(merges.replace(b"\n", b"\r\n"))  # a Windows checkout
-    assert [qwen_tokenizer(tmp_path).encode(t) for t in texts[:9]] == expected[:9]
+    check()
     # merges as "a b", as older versions of `tokenizers` wrote them
     whole = read(folder / "tokenizer.json")
     whole["model"]["merges"] = [" ".join(pair) for pair in whole["model"]["merges"]]
     write(tmp_path / "tokenizer.json", whole)
-    assert [qwen_tokenizer(tmp_path).encode(t) for t in texts[:9]] == expected[:9]
+    check()
 
 
 def test_a_folder_written_by_transformers(folder, tmp_path, characters):
