@@ -140,7 +140,8 @@ def test_blank_lines_marks_and_line_ends_are_no_problem(tmp_path):
     assert read(str(tmp_path / "a.jsonl")) == ([("A", "1"), ("B\u2028é", "2")], (2, 0, 0))
 
 
-# ------------------------------------------------------------------ what is refused, and what counts once
+# ------------------------------------------------------------------ what is refused or known
+
 BAD_LINES = [
     (b'{"problem": "A", "answer"', "is no JSON at character 26: Expecting ':' delimiter"),
     (b"<html>", "is no JSON at character 0"), (b"\xff\xfe{\x00", "is not UTF-8 at byte 0"),
@@ -250,17 +251,14 @@ JUNK = st.one_of(
     st.sampled_from(["\\boxed{", "#### 5", "\\boxed{5}", "nan", "Answer: 5", "\ud800"]),
 )  # fmt: skip
 KEYS = st.sampled_from(["role", "content", "ground_truth", "user"])
-VALUES = st.recursive(
-    JUNK,
-    lambda x: st.lists(x, max_size=3) | st.dictionaries(KEYS, x, max_size=3),
-    max_leaves=6,
-)
-NAMES = st.sampled_from([*maths.QUESTIONS, *maths.ANSWERS, *maths.CHOICES, "solution", "label",
-                         "reward_model"])  # fmt: skip
+NAMES = [*maths.QUESTIONS, *maths.ANSWERS, *maths.CHOICES, "solution", "label", "reward_model"]
+nested = lambda x: st.lists(x, max_size=3) | st.dictionaries(KEYS, x, max_size=3)  # noqa: E731
+VALUES = st.recursive(JUNK, nested, max_leaves=6)
+RECORDS = st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=5)
 
 
 @settings(max_examples=60)
-@given(st.lists(st.dictionaries(NAMES, VALUES, max_size=5) | VALUES, min_size=1, max_size=4))
+@given(st.lists(RECORDS | VALUES, min_size=1, max_size=4))
 def test_whatever_stands_in_a_file_it_is_problems_or_one_line(tmp_path_factory, records):
     records = [{}, *records]  # in a line of its own, a list would be an array of problems
     path = write(tmp_path_factory.getbasetemp(), *records, name="fuzz.jsonl")
