@@ -153,31 +153,25 @@ BAD_LINES = [
     (b'{"problem": "A", "answer": 1, "answer": 2}', "a name stands twice"),
     (b'{"problem": "A", "answer": 1e999}', "answer is no text and no number: inf"),
 ]  # fmt: skip
+NO_TEXTS = ([], ["A"], chat(("system", "A")), chat(("user", [{"text": "A"}])))
+NO_GOLDS = ("", "nan", "See the book. ####", "\\boxed{5", "$.$")
 BAD_QUESTIONS = {  # beside a good answer
     "has none of problem, question, prompt": [{}],
     "input, only ['answer', 'text']": [{"text": "A"}],
     "problem is no text and no chat with one: 5": [{"problem": 5}],
     "problem is no text": [{"problem": x} for x in (" \n", {"en": "A"}, START + "\n" + END)],
-    "prompt is no text": [{"prompt": x} for x in ([], ["A"], chat(("system", "A")))],
-    "prompt is no text and": [{"prompt": chat(("user", [{"text": "A"}]))}],
+    "prompt is no text and": [{"prompt": x} for x in NO_TEXTS],
     "surrogates": [{"problem": "\ud800"}],
 }
 BAD_GOLDS = {  # beside a good question
-    "has none of answer, final_answer, gold, expected_answer": [{}],
-    "has none of answer": [{"answer": None}, {"reward_model": "5"}],
+    "has none of answer, final_answer, gold": [{}, {"answer": None}, {"reward_model": "5"}],
     "surrogates": [{"answer": "\udfff"}],
-    "answer is empty": [{"answer": ""}, {"answer": " \t", "gold": 5}],
-    "answer is no text": [{"answer": []}, {"answer": [None]}],
-    "answer is no text and no number: True": [{"answer": True}],
-    "answer is no text and no number: nan": [{"answer": math.nan}],
-    "answer is no text and no number: -inf": [{"answer": -math.inf}],
-    "answer has 2 answers: ['1', '2']": [{"answer": ["1", "2"]}],
-    "answer has 2 answers: ['xxx": [{"answer": ["x" * 1000, "2"]}],
-    "ground_truth has 2 answers": [{"reward_model": {"ground_truth": ["1", "2"]}}],
-    "answer is empty or names no final answer: 'nan'": [{"answer": "nan"}],
-    "names no final answer": [{"answer": x} for x in ("See the book. ####", "\\boxed{5")],
+    "answer is empty or names no final answer: ": [{"answer": x} for x in NO_GOLDS],
+    "answer is empty": [{"answer": " \t", "gold": 5}],
     "solution is empty or names no": [{"solution": x} for x in ("It is\nobvious.", "word " * 50)],
-    "names no final answer: '$.$'": [{"answer": "$.$"}],
+    "answer is no text": [{"answer": x} for x in ([], [None], True, math.nan, -math.inf)],
+    "answer has 2 answers: ['": [{"answer": [x, "2"]} for x in ("1", "x" * 1000)],
+    "ground_truth has 2 answers": [{"reward_model": {"ground_truth": ["1", "2"]}}],
     "the answer '5}' cannot be verified": [{"answer": "5}"}],
     "answer is '5', final_answer is '6'": [{"answer": "5", "final_answer": "6"}],
     "ground_truth is '7'": [{"gold": 5, "reward_model": {"ground_truth": "7"}}],
@@ -442,10 +436,11 @@ def test_a_tokenizer_without_the_templates_tokens_is_refused(qwen):
 ])  # fmt: skip
 def test_rewards(qwen, template, verifier, text, right):
     w, gold = world(qwen, template, verifier), "1/2" if verifier == "dapo" else "\\frac{1}{2}"
-    reward = w.reward(replace(ASK, answer=gold), text)
+    problem = replace(ASK, answer=gold)
+    reward = w.reward(problem, text)
     assert type(reward) is float and reward == right
     if right:  # what is rewarded can be voted for, and what it is does not depend on the gold
-        assert w.same(w.answer(ASK, text), "1/2")
+        assert w.same(w.answer(ASK, text), "1/2") and w.answer(problem, text) == w.answer(ASK, text)
 
 
 # bars part what is one vote each, three spaces the spellings of one
@@ -456,7 +451,7 @@ VOTES = r"""
 2i   \sqrt{-4} | \frac{\sqrt2}{2}   \frac{1}{\sqrt2} | 1;3   \{3,1\}   1,3 | \{4,7\}   7, 4   4,7
 -5 | [1,2) | (2,1) | x+2 | 2\pi | \pi | no | \infty | -\infty | x^2+1 | \text{Evelyn} | p - q
 \pm 9 | $\sqrt{5}$ | 70 \% | 11:30 | 12,345 | \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}
-\frac{3}{4}
+\frac{3}{4} | 14.29 | 100/7
 """
 
 
@@ -479,6 +474,7 @@ def test_votes_under_dapos_rule_are_its_strings(qwen):
     w = world(qwen, "answer", "dapo")
     votes = [w.answer(ASK, f"Answer: {a}<|endoftext|>") for a in ("1/2", "0.5", "x = 1/2.")]
     assert votes == ["1/2", "0.5", "1/2"] and w.answer(ASK, "1/2") is None
+    assert not w.same("1/2", "0.5") and w.same("1/2", "1/2")
 
 
 def test_names_tell_problems_apart_in_all_files(qwen):

@@ -388,7 +388,7 @@ OPTIONS = dict(byte_fallback=True, dropout=0.1, continuing_subword_prefix="##")
 OPTIONS |= dict(end_of_word_suffix="</w>")
 MATCHING = ("lstrip", "rstrip", "single_word", "normalized")
 WRONG = {  # what is said of each edit
-    "model is 'Unigram'": [change("model", type="Unigram")],
+    "model is '(Unigram|WordPiece)": [change("model", type=x) for x in ("Unigram", "WordPiece")],
     "model is None": [change(model=None), change(model=[1])],
     **{f"{key} is not supported": [change("model", **{key: x})] for key, x in OPTIONS.items()},
     "normalizer is not NFC": [change(normalizer={"type": "NFKC"}), change(normalizer=None)],
@@ -402,7 +402,7 @@ WRONG = {  # what is said of each edit
     "the id of 'a' is no integer": [change("model", "vocab", a=x) for x in (True, 64.0, "64")],
     "0 where 1 should be": [change("model", "vocab", **{'"': 0})],  # one id for two tokens
     "1 where 0 should be": [change("model", "vocab", **{"!": None})],
-    "-1 where 0 should be": [change("model", "vocab", zzz=-1)],
+    "5283 where 5282 |-1 where 0 ": [change("model", "vocab", zzz=x) for x in (5283, -1)],
     "no merge makes 'zzzz": [change("model", "vocab", **{"z" * n: 5282}) for n in (4, 5000)],
     "no merge makes ''": [change("model", "vocab", **{"": 5282})],
     "not in GPT-2's byte alphabet": [change("model", "vocab", **{x: 5282}) for x in ("a b", "漢")],

@@ -9,11 +9,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from common import ROOT
+from common import ROOT, config
 
 import fork_gpt
 from infra import memory
-from infra.flags import parse
 from model import SIZES
 
 ONE_GPU, SHARDED = ["qwen3-0.6b", "qwen3-1.7b"], ["qwen3-8b", "qwen3-14b", "qwen3-32b"]
@@ -38,23 +37,23 @@ def train_sh(*argv, script="train.sh", **env):
     )  # fmt: skip
 
 
-def config(recipe, *more):
+def dry(recipe, *more):
     done = train_sh(recipe, *more, DRY="1")
     assert (done.returncode, done.stderr) == (0, "")
     program, flags = done.stdout.split(" fork_gpt.py")
-    return program, fork_gpt.configure(parse((fork_gpt.Config,), shlex.split(flags), "", ""))
+    return program, config(*shlex.split(flags))
 
 
 # ------------------------------------------------------------------ recipes
 
 
 def test_tiny_is_the_default_run():
-    assert config("tiny") == ("python", fork_gpt.Config())
+    assert dry("tiny") == ("python", fork_gpt.Config())
 
 
 @pytest.mark.parametrize("recipe", ONE_GPU + SHARDED)
 def test_every_recipe_has_the_papers_numbers(recipe):
-    program, c = config(recipe)
+    program, c = dry(recipe)
     assert {k: getattr(c, k) for k in PAPER} == PAPER
     assert c.model.lower() == f"{recipe}-base" and c.data == "data/dapo_math.jsonl"
     assert c.prompts // c.updates == 32  # groups of one update, the paper's at any size
@@ -68,14 +67,14 @@ def test_every_recipe_has_the_papers_numbers(recipe):
 
 
 def test_flags_of_the_user_come_last_and_win():
-    _, c = config("qwen3-0.6b", "--rho", "0.5", "--model", "my folder/$x", "--rows", "8")
+    _, c = dry("qwen3-0.6b", "--rho", "0.5", "--model", "my folder/$x", "--rows", "8")
     assert (c.rho, c.model, c.rows, c.lr) == (0.5, "my folder/$x", 8, 1e-6)
 
 
 @pytest.mark.parametrize("recipe", SHARDED)
 def test_a_sharded_recipe_fits_as_its_comment_says(recipe):
     """GiB of rollout and update in each GPU of 80 GB, those of the preflight."""
-    program, c = config(recipe)
+    program, c = dry(recipe)
     text = (ROOT / "train.sh").read_text()
     said = re.search(rf"{recipe}\).*?: ([\d.]+) \(([\d.]+)\), ([\d.]+);", text, re.S)
     gpus = 8 * int((re.search(r"nnodes (\d+)", program) or [0, 1])[1])

@@ -72,7 +72,7 @@ f(x)=x^2 <- x^2 | \angle ABC=30^\circ <- 30 | A_{\max}=4 <- 4 | \sqrt{5} <- √5
 {n \choose 2} <- \frac{n^2-n}{2} | \csc x\coth x <- \frac{1}{\sin x\tanh x} | 1+xyz <- xyz + 1
 3e8 <- 3\times10^{8}\text{ m/s} | 3000000 <- 3\text{ million dollars}
 \lfloor n/2 \rfloor + 1 <- 1+\lfloor\frac{n}{2}\rfloor | \lfloor x+1 \rfloor <- \lfloor x\rfloor+1
-\lceil 2.5 \rceil <- 3 | \lfloor -\frac52 \rfloor <- -3 | \max(2,7) <- 7
+|xy| <- |x||y| | \lceil 2.5 \rceil <- 3 | \lfloor -\frac52 \rfloor <- -3 | \max(2,7) <- 7
 \sqrt{1/n} <- \frac{1}{\sqrt n} | \sqrt[3]{x^2} <- x^{2/3}
 \frac{\sqrt[3]{4}}{2} <- \frac{1}{\sqrt[3]{2}} | \sqrt{7-4\sqrt3} <- 2-\sqrt3
 \sqrt[3]{2+\sqrt5}+\sqrt[3]{2-\sqrt5} <- 1 | \cos\frac{\pi}{5} <- \frac{1+\sqrt5}{4}
@@ -215,11 +215,8 @@ def test_extract_returns_the_claim() -> None:
     assert extract("first \\boxed{1}, then \\boxed{\\frac{1}{2}}.") == "\\frac{1}{2}"
     assert extract("The answer is $7$. I am sure.") == "7$"
     assert extract("#### 12\n") == "12"
-    assert extract("nothing to see") is None
-    assert extract("\\boxed{1") is None
-    assert extract("") is None and extract(None) is None and extract(5) is None
-    far = "\\boxed{7}" + " and so on" * 100_000
-    assert extract(far) == "7"
+    assert extract("\\boxed{7}" + " and so on" * 100_000) == "7"
+    assert {extract(x) for x in ("nothing to see", "\\boxed{1", "", None, 5)} == {None}
 
 
 @pytest.mark.parametrize(("mode", "response", "gold", "right"), [
@@ -300,9 +297,7 @@ def test_command_line(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.graded.jsonl", "in.jsonl"]
 
 
-@pytest.mark.parametrize(
-    "line", ["{", "[]", "{}", '{"response": "x"}', "\x00", "[" * 100_000, None]
-)
+@pytest.mark.parametrize("line", ["{", "[]", "{}", '{"response": "x"}', "\x00", "[" * 90_000, None])
 def test_command_line_names_the_bad_record_or_file(tmp_path: Path, line: str | None) -> None:
     source = tmp_path / "in.jsonl"
     if line:
