@@ -13,16 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from common import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_qwen_tokenizer import train
 
+from infra.files import UserError
 from tasks import maths
 from tasks.maths import MAX_LINE, TEMPLATES, MathProblem, Maths, read_problems, split_by_hash
 from tasks.tokenizer import qwen_tokenizer, word_tokenizer
 from verify import MODES
 
-ROOT = Path(__file__).resolve().parent.parent
 GOOD = {"problem": "What is 1 + 1?", "answer": "2"}
 START = (
     "Solve the following math problem step by step. The last line of your response should be of "
@@ -38,14 +39,19 @@ def write(folder, *records, name="a.jsonl"):
     return path
 
 
-def tally(counts):
-    return tuple(counts[k] for k in ("lines", "bad", "duplicates"))
+def read(*paths, skip_bad=False):
+    """(question, answer) of each problem; how many lines, bad ones and duplicates there are."""
+    problems, counts = read_problems(paths, skip_bad)
+    found = [(p.question, p.answer) for p in problems]
+    return found, tuple(counts[k] for k in ("lines", "bad", "duplicates"))
 
 
-def read_one(folder, record):
-    (problem,), counts = read_problems([write(folder, record)])
-    assert tally(counts) == (1, 0, 0) and problem.source == "a"
-    return problem.question, problem.answer
+def refusal(*paths, skip_bad=False):
+    """The one line with which the files are refused."""
+    with pytest.raises(UserError) as e:
+        read_problems(paths, skip_bad)
+    assert str(e.value).isprintable()
+    return str(e.value)
 
 
 def chat(*said):
@@ -77,44 +83,53 @@ def parquet(monkeypatch):
 # ------------------------------------------------------------------ what is read
 
 
-@pytest.mark.parametrize("fields, answer", [
-    ({"answer": "5"}, "5"), ({"answer": 5}, "5"), ({"answer": -0.25}, "-0.25"),
-    ({"answer": 27.0}, "27"),  # AMC23's; "27.0" would be wrong for every "27" in dapo mode
-    ({"answer": -0.0}, "0"), ({"answer": ["27.0"]}, "27.0"), ({"gold": "  x^2 \n"}, "x^2"),
+ANSWERS = [  # beside a good question
+    ({"answer": -0.25}, "-0.25"), ({"answer": -0.0}, "0"), ({"answer": ["27.0"]}, "27.0"),
+    ({"gold": "  x^2 \n"}, "x^2"), ({"answer": "\\boxed{\\frac{1}{2}}"}, "\\frac{1}{2}"),
     ({"final_answer": ["$3,-2$"], "solution": ["By \\boxed{7}."]}, "$3,-2$"),  # OlympiadBench
-    ({"reward_model": {"ground_truth": "34", "style": "rule"}}, "34"),
     ({"reward_model": {"ground_truth": 34}, "answer": "34.0"}, "34.0"),
     ({"reward_model": {"style": "rule"}, "gold": 1}, "1"),
-    ({"answer": "Half is 48 / 2 = <<48/2=24>>24.\n#### 1,072"}, "1,072"),  # GSM8K
     ({"answer": "#### Step 1\nHalf.\n#### 72"}, "72"),
-    ({"answer": "\\boxed{\\frac{1}{2}}"}, "\\frac{1}{2}"),
     ({"solution": "So \\boxed{1}. No: $\\boxed{\\frac{3}{4}}$."}, "\\frac{3}{4}"),  # MATH
-    ({"solution": "We add. The answer is $7$."}, "7"),
     ({"solution": "34", "prompt": "other"}, "34"),  # DAPO as processed by others
     ({"solution": "4 \\mbox{ cm}"}, "4 \\mbox{ cm}"),  # \mbox is no box
-    ({"label": "34"}, "34"), ({"label": "34", "solution": "\\boxed{9}"}, "34"),
+    ({"label": "34", "solution": "\\boxed{9}"}, "34"),
     ({"label": "algebra", "answer": "5"}, "5"),  # a label of another kind is left alone
     ({"answer": None, "gold": "5", "final_answer": "5.0"}, "5.0"),
     ({"answer": "1/2", "gold": "\\frac12", "solution": "wrong: \\boxed{9}"}, "1/2"),
-])  # fmt: skip
-def test_the_answers_of_every_form(tmp_path, fields, answer):
-    assert read_one(tmp_path, {"problem": "What?"} | fields) == ("What?", answer)
-
-
-@pytest.mark.parametrize("fields, question", [
+]  # fmt: skip
+QUESTIONS = [  # beside a good answer
     ({"problem": " What?\n"}, "What?"), ({"question": "What?", "problem": None}, "What?"),
-    ({"prompt": "What?"}, "What?"), ({"problem": "What?", "prompt": "User: What? Think."}, "What?"),
-    ({"prompt": chat(("system", "Think."), ("user", "What?"))}, "What?"),
+    ({"problem": "What?", "prompt": "User: What? Think."}, "What?"),
     ({"prompt": chat(("user", "Hi"), ("assistant", "Yes"), ("user", "What?"))}, "What?"),
-    ({"prompt": chat(("user", START.format("$Answer (without quotes)") + "AB" + END))}, "AB"),
     ({"prompt": START.format("\\boxed{$Answer}") + "A\n\nB" + END}, "A\n\nB"),
     ({"prompt": START.format('"Answer: $Answer"') + "A\n\nB"}, "A\n\nB"),
     ({"problem": START[:50] + " 1 + 1"}, START[:50] + " 1 + 1"),  # others begin like DAPO's
     ({"problem": "A" + END}, "A"),
     ({"problem": "A Let's think step by step and put it within \\boxed{}."}, "A"),
-])  # fmt: skip
-def test_the_questions_of_every_form(tmp_path, fields, question):
-    assert read_one(tmp_path, fields | {"answer": 1}) == (question, "1")
+]  # fmt: skip
+REAL = [json.loads(line) for line in open(Path(__file__).with_name("real_forms.jsonl"))]
+FORMS = [(x["record"], x.get("refused") or (x["question"], x["gold"])) for x in REAL]
+FORMS += [({"problem": "What?"} | fields, ("What?", answer)) for fields, answer in ANSWERS]
+FORMS += [(fields | {"answer": 1}, (question, "1")) for fields, question in QUESTIONS]
+
+
+@pytest.mark.parametrize("record, expected", FORMS, ids=map(str, range(len(FORMS))))
+def test_every_form_is_read_right_or_refused_by_kind(tmp_path, record, expected):
+    """A wrong gold trains the model on a lie; half a question on a riddle."""
+    path = write(tmp_path, {"problem": "?", "answer": 0}, record)
+    (_, *found), counts = read_problems([path], skip_bad=True)
+    if type(expected) is str:
+        assert found == [] and counts[expected] == counts["bad"] == 1
+    else:
+        assert found == [MathProblem(*expected, "a")] and counts["bad"] == 0
+
+
+def test_an_array_of_problems_is_read_as_lines_are(tmp_path):
+    records = [{}, *(record for record, _ in FORMS)]
+    (tmp_path / "b.jsonl").write_text(json.dumps(records, indent=1))
+    array = read(tmp_path / "b.jsonl", skip_bad=True)
+    assert array == read(write(tmp_path, *records), skip_bad=True) and len(array[0]) > 9
 
 
 def test_blank_lines_marks_and_line_ends_are_no_problem(tmp_path):
@@ -122,36 +137,10 @@ def test_blank_lines_marks_and_line_ends_are_no_problem(tmp_path):
     text = b'\xef\xbb\xbf{"problem": "A", "answer": 1}\r\n\r\n   \n'
     text += '\ufeff{"problem": "B\u2028é", "answer": 2}'.encode()  # no newline at the end
     (tmp_path / "a.jsonl").write_bytes(text)
-    problems, counts = read_problems([str(tmp_path / "a.jsonl")])
-    assert [(p.question, p.answer) for p in problems] == [("A", "1"), ("B\u2028é", "2")]
-    assert tally(counts) == (2, 0, 0)
+    assert read(str(tmp_path / "a.jsonl")) == ([("A", "1"), ("B\u2028é", "2")], (2, 0, 0))
 
 
-FORMS = [json.loads(line) for line in open(Path(__file__).with_name("real_forms.jsonl"))]
-
-
-@pytest.mark.parametrize("form", FORMS, ids=[str(i) for i in range(len(FORMS))])
-def test_the_forms_of_public_files_are_read_right_or_refused_by_kind(tmp_path, form):
-    """A wrong gold trains the model on a lie; half a question on a riddle."""
-    path = write(tmp_path, {"problem": "?", "answer": 0}, form["record"])
-    (_, *found), counts = read_problems([path], skip_bad=True)
-    if "refused" in form:
-        assert found == [] and counts[form["refused"]] == counts["bad"] == 1
-    else:
-        assert [(p.question, p.answer) for p in found] == [(form["question"], form["gold"])]
-
-
-def test_an_array_of_problems_is_read_as_lines_are(tmp_path):
-    records = [form["record"] for form in FORMS]
-    (tmp_path / "a.jsonl").write_text(json.dumps(records, indent=1))
-    lines = write(tmp_path, {}, *records, name="b.jsonl")
-    array, found = (read_problems([p], skip_bad=True) for p in (tmp_path / "a.jsonl", lines))
-    assert [p.question for p in array[0]] == [p.question for p in found[0]] != []
-    assert array[1]["lines"] + 1 == found[1]["lines"]
-
-
-# ------------------------------------------------------------------ what is refused
-
+# ------------------------------------------------------------------ what is refused or known
 
 BAD_LINES = [
     (b'{"problem": "A", "answer"', "is no JSON at character 26: Expecting ':' delimiter"),
@@ -164,31 +153,25 @@ BAD_LINES = [
     (b'{"problem": "A", "answer": 1, "answer": 2}', "a name stands twice"),
     (b'{"problem": "A", "answer": 1e999}', "answer is no text and no number: inf"),
 ]  # fmt: skip
+NO_TEXTS = ([], ["A"], chat(("system", "A")), chat(("user", [{"text": "A"}])))
+NO_GOLDS = ("", "nan", "See the book. ####", "\\boxed{5", "$.$")
 BAD_QUESTIONS = {  # beside a good answer
     "has none of problem, question, prompt": [{}],
     "input, only ['answer', 'text']": [{"text": "A"}],
     "problem is no text and no chat with one: 5": [{"problem": 5}],
     "problem is no text": [{"problem": x} for x in (" \n", {"en": "A"}, START + "\n" + END)],
-    "prompt is no text": [{"prompt": x} for x in ([], ["A"], chat(("system", "A")))],
-    "prompt is no text and": [{"prompt": chat(("user", [{"text": "A"}]))}],
+    "prompt is no text and": [{"prompt": x} for x in NO_TEXTS],
     "surrogates": [{"problem": "\ud800"}],
 }
 BAD_GOLDS = {  # beside a good question
-    "has none of answer, final_answer, gold, expected_answer": [{}],
-    "has none of answer": [{"answer": None}, {"reward_model": "5"}],
+    "has none of answer, final_answer, gold": [{}, {"answer": None}, {"reward_model": "5"}],
     "surrogates": [{"answer": "\udfff"}],
-    "answer is empty": [{"answer": ""}, {"answer": " \t", "gold": 5}],
-    "answer is no text": [{"answer": []}, {"answer": [None]}],
-    "answer is no text and no number: True": [{"answer": True}],
-    "answer is no text and no number: nan": [{"answer": math.nan}],
-    "answer is no text and no number: -inf": [{"answer": -math.inf}],
-    "answer has 2 answers: ['1', '2']": [{"answer": ["1", "2"]}],
-    "answer has 2 answers: ['xxx": [{"answer": ["x" * 1000, "2"]}],
-    "ground_truth has 2 answers": [{"reward_model": {"ground_truth": ["1", "2"]}}],
-    "answer is empty or names no final answer: 'nan'": [{"answer": "nan"}],
-    "names no final answer": [{"answer": x} for x in ("See the book. ####", "\\boxed{5")],
+    "answer is empty or names no final answer: ": [{"answer": x} for x in NO_GOLDS],
+    "answer is empty": [{"answer": " \t", "gold": 5}],
     "solution is empty or names no": [{"solution": x} for x in ("It is\nobvious.", "word " * 50)],
-    "names no final answer: '$.$'": [{"answer": "$.$"}],
+    "answer is no text": [{"answer": x} for x in ([], [None], True, math.nan, -math.inf)],
+    "answer has 2 answers: ['": [{"answer": [x, "2"]} for x in ("1", "x" * 1000)],
+    "ground_truth has 2 answers": [{"reward_model": {"ground_truth": ["1", "2"]}}],
     "the answer '5}' cannot be verified": [{"answer": "5}"}],
     "answer is '5', final_answer is '6'": [{"answer": "5", "final_answer": "6"}],
     "ground_truth is '7'": [{"gold": 5, "reward_model": {"ground_truth": "7"}}],
@@ -201,46 +184,35 @@ BAD += [({"problem": "A"} | x, why) for why, records in BAD_GOLDS.items() for x 
 @pytest.mark.parametrize("record, why", BAD, ids=lambda x: str(x)[:40])
 def test_a_bad_line_is_named_in_one_line_and_can_be_left_out(tmp_path, record, why):
     path = write(tmp_path, GOOD, b"", record, {"problem": "B", "answer": 3})
-    with pytest.raises(ValueError) as e:
-        read_problems([path])
-    said = str(e.value)
+    said = refusal(path)
     assert said.startswith(f"{path}, line 3: ") and why in said and len(said) < 500
     assert " (1 bad of 3 lines: 1 " in said and said.endswith("; --skip-bad leaves them out)")
-    assert said.isprintable()
-    problems, counts = read_problems([path], skip_bad=True)
-    assert [p.question for p in problems] == ["What is 1 + 1?", "B"]
-    assert tally(counts) == (3, 1, 0)
+    assert read(path, skip_bad=True) == ([("What is 1 + 1?", "2"), ("B", "3")], (3, 1, 0))
 
 
 def test_all_bad_lines_of_all_files_are_counted_and_the_first_is_named(tmp_path):
-    bad = [record for record, _ in BAD]
+    bad, n = [record for record, _ in BAD], len(BAD)
     a, b = write(tmp_path, GOOD, *bad), write(tmp_path, *bad, name="b.jsonl")
-    n = len(bad)
-    with pytest.raises(ValueError, match=rf"line 2: is no JSON at .*\({2 * n} bad of {2 * n + 1} "):
-        read_problems([a, b])
-    assert tally(read_problems([b, a], skip_bad=True)[1]) == (2 * n + 1, 2 * n, 0)
+    said = refusal(a, b)
+    assert f"{a}, line 2: is no JSON at " in said and f"({2 * n} bad of {2 * n + 1} lines" in said
+    assert read(b, a, skip_bad=True)[1] == (2 * n + 1, 2 * n, 0)
 
 
-@pytest.mark.parametrize("skip_bad", [False, True])
 @pytest.mark.parametrize("name, content, why", [
     ("none.jsonl", None, "No such file"), ("none.parquet", None, "pip install pyarrow"),
     ("empty.jsonl", b"", "is empty"), ("blank.jsonl", b"\n  \n\r\n", "is empty"),
     ("empty.parquet", b"PAR1[]", "is empty"), ("no.parquet", b"x", "Parquet magic"),
-    ("gone.parquet", None, "No such file"), ("folder.jsonl", "folder", "Is a directory"),
+    ("gone.parquet", None, "No such file"), (".", None, "Is a directory"),
 ])  # fmt: skip
-def test_a_file_that_cannot_be_read_is_never_skipped(
-    tmp_path, monkeypatch, parquet, name, content, why, skip_bad
-):
+def test_an_unreadable_file_is_never_skipped(tmp_path, monkeypatch, parquet, name, content, why):
     if "pyarrow" in why:
         monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)  # as where it is not installed
     path = tmp_path / name
-    if content == "folder":
-        path.mkdir()
-    elif content is not None:
+    if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ValueError) as e:
-        read_problems([write(tmp_path, GOOD), path], skip_bad)
-    assert str(path) in str(e.value) and why in str(e.value) and "\n" not in str(e.value)
+    for skip_bad in (False, True):
+        said = refusal(write(tmp_path, GOOD), path, skip_bad=skip_bad)
+        assert said.startswith(f"{path}: ") and why in said
 
 
 def test_a_line_of_gigabytes_is_never_held(tmp_path):
@@ -252,12 +224,11 @@ def test_a_line_of_gigabytes_is_never_held(tmp_path):
         file.seek(0, 2)
         file.write(b'"}]\n' + json.dumps({"problem": "B", "answer": 3}).encode())
     tracemalloc.start()
-    problems, counts = read_problems([path], skip_bad=True)
+    found = read(path, skip_bad=True)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20 * MAX_LINE
-    assert [p.answer for p in problems] == ["2", "3"]  # and what follows is read
-    assert tally(counts) == (3, 1, 0)
+    assert found == ([("What is 1 + 1?", "2"), ("B", "3")], (3, 1, 0))  # what follows is read
 
 
 @pytest.mark.parametrize("extra, bad", [(-1, 0), (0, 0), (1, 1), (MAX_LINE, 1), (MAX_LINE + 1, 1)])
@@ -265,9 +236,8 @@ def test_the_longest_line(tmp_path, extra, bad):
     """A line that ends exactly where a read stops must not swallow the next."""
     line = json.dumps({"problem": "A", "answer": 1}).encode()[:-1]
     line += b" " * (MAX_LINE + extra - len(line) - 2) + b"}"  # with its newline MAX_LINE + extra
-    problems, counts = read_problems([write(tmp_path, line, GOOD, GOOD)], skip_bad=True)
-    assert tally(counts) == (3, bad, 1)
-    assert [p.answer for p in problems] == ["1", "2"][bad:]
+    found = read(write(tmp_path, line, GOOD, GOOD), skip_bad=True)
+    assert found == ([("A", "1"), ("What is 1 + 1?", "2")][bad:], (3, bad, 1))
 
 
 JUNK = st.one_of(
@@ -275,17 +245,14 @@ JUNK = st.one_of(
     st.sampled_from(["\\boxed{", "#### 5", "\\boxed{5}", "nan", "Answer: 5", "\ud800"]),
 )  # fmt: skip
 KEYS = st.sampled_from(["role", "content", "ground_truth", "user"])
-VALUES = st.recursive(
-    JUNK,
-    lambda x: st.lists(x, max_size=3) | st.dictionaries(KEYS, x, max_size=3),
-    max_leaves=6,
-)
-NAMES = st.sampled_from([*maths.QUESTIONS, *maths.ANSWERS, *maths.CHOICES, "solution", "label",
-                         "reward_model"])  # fmt: skip
+NAMES = [*maths.QUESTIONS, *maths.ANSWERS, *maths.CHOICES, "solution", "label", "reward_model"]
+nested = lambda x: st.lists(x, max_size=3) | st.dictionaries(KEYS, x, max_size=3)  # noqa: E731
+VALUES = st.recursive(JUNK, nested, max_leaves=6)
+RECORDS = st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=5)
 
 
 @settings(max_examples=60)
-@given(st.lists(st.dictionaries(NAMES, VALUES, max_size=5) | VALUES, min_size=1, max_size=4))
+@given(st.lists(RECORDS | VALUES, min_size=1, max_size=4))
 def test_whatever_stands_in_a_file_it_is_problems_or_one_line(tmp_path_factory, records):
     records = [{}, *records]  # in a line of its own, a list would be an array of problems
     path = write(tmp_path_factory.getbasetemp(), *records, name="fuzz.jsonl")
@@ -299,82 +266,55 @@ def test_whatever_stands_in_a_file_it_is_problems_or_one_line(tmp_path_factory, 
         assert counts["bad"] and str(e).isprintable()
 
 
-# ------------------------------------------------------------------ once each
-
-
 def test_a_question_twice_is_counted_once_whatever_its_spaces(tmp_path):
     """DAPO's file has each problem a hundred times."""
     same = [" What  is\n1 + 1?", unicodedata.normalize("NFD", "Où est 1?"), "Où est\u00a01?"]
     a = write(tmp_path, GOOD, {"question": same[0], "answer": "2.0"}, {"id": 3, **GOOD})
-    b = write(tmp_path, {"prompt": same[1], "gold": "1"}, {"prompt": same[2], "gold": 1}, GOOD,
-              name="b.jsonl")  # fmt: skip
-    problems, counts = read_problems([a, b])
-    assert tally(counts) == (6, 0, 4)
-    assert [(p.question, p.source) for p in problems] == [("What is 1 + 1?", "a"), (same[1], "b")]
+    rest = {"prompt": same[1], "gold": "1"}, {"prompt": same[2], "gold": 1}, GOOD
+    found = read(a, write(tmp_path, *rest, name="b.jsonl"))
+    assert found == ([("What is 1 + 1?", "2"), (same[1], "1")], (6, 0, 4))
 
 
 def test_a_question_with_another_answer_is_a_bad_line_that_names_both(tmp_path):
     a = write(tmp_path, {"problem": "B", "answer": 1}, GOOD)
     b = write(tmp_path, {"problem": "What is  1 + 1?", "answer": 3}, name="b.jsonl")
-    with pytest.raises(ValueError, match=f"^{b}, line 1: the answer '3', but {a}, line 2 has the "):
-        read_problems([a, b])
-    problems, counts = read_problems([a, b], skip_bad=True)
-    assert [p.answer for p in problems] == ["1", "2"]
-    assert tally(counts) == (3, 1, 0)
+    assert refusal(a, b).startswith(f"{b}, line 1: the answer '3', but {a}, line 2 has the same ")
+    assert read(a, b, skip_bad=True) == ([("B", "1"), ("What is 1 + 1?", "2")], (3, 1, 0))
 
 
-# ------------------------------------------------------------------ parquet
+def problems_of(n, source="a"):
+    return [MathProblem(f"What is {i} + 1?", str(i + 1), source) for i in range(n)]
 
 
 def test_parquet_rows_are_read_as_lines_are(tmp_path, parquet):
-    def row(i):
-        text = START.format("$Answer (without quotes)") + f"What is {i} + 1?" + END
-        return {
-            "data_source": "math_dapo",
-            "prompt": chat(("user", text)),
-            "reward_model": {"ground_truth": str(i + 1), "style": "rule-lighteval/MATH_v2"},
-            "extra_info": {"index": "9a9b6eb4"},  # of no one problem
-        }
-
     path = tmp_path / "dapo.parquet"
-    path.write_text("PAR1" + json.dumps([row(i % 3) for i in range(30)]))
-    problems, counts = read_problems([path])
-    assert problems == [MathProblem(f"What is {i} + 1?", str(i + 1), "dapo") for i in range(3)]
-    assert tally(counts) == (30, 0, 27)
-    path.write_text("PAR1" + json.dumps([row(0), row(1), {"prompt": "A"}]))
-    with pytest.raises(ValueError, match=r"dapo.parquet, row 3: has none of answer.*\(1 bad of 3 "):
-        read_problems([path])
+
+    def put(*rows):
+        path.write_text("PAR1" + json.dumps(rows))
+        return path
+
+    rows = [{"problem": p.question, "answer": p.answer} for p in problems_of(3)]
+    problems, counts = read_problems([put(*10 * rows)])
+    assert problems == problems_of(3, "dapo") and counts == dict(lines=30, bad=0, duplicates=27)
+    said = refusal(put(*rows[:2], {"prompt": "A"}))
+    assert "dapo.parquet, row 3: has none of answer" in said and "(1 bad of 3 lines" in said
     # a tokenizer raises at 900,000 spaces; rows have no line whose length was looked at
-    path.write_text("PAR1" + json.dumps([{"problem": "A" + " " * MAX_LINE + "B", "answer": 1}]))
-    with pytest.raises(ValueError, match=r"row 1: problem has 500,002 characters"):
-        read_problems([path])
-
-
-# ------------------------------------------------------------------ splits
-
-
-def problems_of(n):
-    return [MathProblem(f"What is {i} + 1?", str(i + 1), "a.jsonl") for i in range(n)]
+    said = refusal(put({"problem": "A" + " " * MAX_LINE + "B", "answer": 1}))
+    assert "row 1: problem has 500,002 characters" in said
 
 
 def test_a_problems_split_is_its_hash_and_nothing_else():
-    problems = problems_of(4000)
-    splits = split_by_hash(problems, 0.1)
-    assert list(splits) == ["train", "val", "test"]
-    lots = [int(hashlib.sha256(p.question.encode()).hexdigest()[:12], 16) for p in problems]
-    for name, low, high in [("val", 0, 0.1), ("test", 0.1, 0.2), ("train", 0.2, 1)]:
-        there = zip(problems, lots, strict=True)
-        assert splits[name] == [p for p, lot in there if low <= lot / 16**12 < high]
-    assert 320 < len(splits["val"]) < 480 and 320 < len(splits["test"]) < 480  # 4 deviations
-    # another order, another file, other spaces: the same place
+    """Another order, another file, other spaces: the same place."""
+    problems = problems_of(500)
     moved = [replace(p, question=f" {p.question}\n", source="b") for p in problems[::-1]]
-    for name, found in split_by_hash(moved, 0.1).items():
-        assert [p.question.strip() for p in found] == [p.question for p in splits[name][::-1]]
-    # a larger share only adds to the held-out
-    assert set(splits["val"]) < set(split_by_hash(problems, 0.2)["val"])
-    assert split_by_hash(problems, 0) == dict(train=problems, val=[], test=[])
-    half = split_by_hash(problems, 0.5)
-    assert half["train"] == [] and half["val"] and half["test"]
+    lots = [int(hashlib.sha256(p.question.encode()).hexdigest()[:12], 16) for p in problems]
+    lot = {p.question: x / 16**12 for p, x in zip(problems, lots, strict=True)}
+    for share in (0, 0.1, 0.2, 0.5):
+        ends = dict(val=(0, share), test=(share, 2 * share), train=(2 * share, 1))
+        for some in (problems, moved):
+            found = split_by_hash(some, share)
+            for name, (low, high) in ends.items():
+                assert found[name] == [p for p in some if low <= lot[p.question.strip()] < high]
 
 
 # ------------------------------------------------------------------ templates
@@ -395,6 +335,7 @@ def world(qwen, template="boxed", verifier="", system=""):
 
 ASKED = "{}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
 THINK = f"<|im_start|>user\n{ASKED}<|im_end|>\n<|im_start|>assistant\n"
+ASK = MathProblem("Q?", "3", "a")
 PROMPTS = dict(  # the paper's, what Qwen3's own chat template writes, and what the 2507 models' do
     boxed=f"User:\n{ASKED}\n\nAssistant:\n", think=THINK, chat=f"{THINK}<think>\n\n</think>\n\n",
     instruct=THINK, thinking=f"{THINK}<think>\n",
@@ -404,15 +345,14 @@ PROMPTS = dict(  # the paper's, what Qwen3's own chat template writes, and what 
 @pytest.mark.parametrize("template", PROMPTS)
 def test_prompts_are_the_papers_and_qwens_token_for_token(qwen, template):
     for question in ("1 + 1", "  Où?\n", "{x}, {{y}} and \\{1\\}", "e\u0301 <think>"):
-        ids = world(qwen, template).encode(MathProblem(question, "2", "a"))
+        ids = world(qwen, template).encode(replace(ASK, question=question))
         assert ids == qwen[0].encode(PROMPTS[template].format(question)).ids
 
 
-def test_a_system_prompt_stands_before_the_chat(qwen, tmp_path):
-    ids = world(qwen, "chat", system="Be {brief}.").encode(MathProblem("Q?", "2", "a"))
+def test_a_system_prompt_stands_before_the_chat(qwen):
     whole = "<|im_start|>system\nBe {brief}.<|im_end|>\n" + PROMPTS["chat"].format("Q?")
-    assert ids == qwen[0].encode(whole).ids
-    with pytest.raises(ValueError, match="--template boxed has no place for a --system"):
+    assert world(qwen, "chat", system="Be {brief}.").encode(ASK) == qwen[0].encode(whole).ids
+    with pytest.raises(UserError, match="--template boxed has no place for a --system"):
         world(qwen, "boxed", system="Be brief.")
 
 
@@ -420,18 +360,18 @@ def test_a_template_of_ones_own(qwen, tmp_path):
     """Braces are text; what ends it may be followed by anything."""
     path = tmp_path / "own.txt"
     path.write_bytes(b"Q: {problem} In \\boxed{}.\r\nA: {response}<|im_end|>\n")
-    own, problem = Maths(qwen[2], str(path)), MathProblem("1 {x}?", "2", "a")
+    own, problem = Maths(qwen[2], str(path)), replace(ASK, question="1 {x}?")
     assert own.encode(problem) == qwen[0].encode("Q: 1 {x}? In \\boxed{}.\nA: ").ids
-    assert own.reward(problem, "\\boxed{2}<|endoftext|>") == 1.0
-    assert own.reward(problem, "Answer: 2<|im_end|>") == 0.0
-    for i, text in enumerate(["{problem}", "{problem}{response}", "{response}<|im_end|>"]):
-        (tmp_path / f"{i}").write_text(text)
-        with pytest.raises(ValueError, match="a template has {problem} once and then {response}"):
-            maths.template_of(str(tmp_path / f"{i}"))
+    assert own.reward(problem, "\\boxed{3}<|endoftext|>") == 1.0
+    assert own.reward(problem, "Answer: 3<|im_end|>") == 0.0
+    for text in ("{problem}", "{problem}{response}", "{response}<|im_end|>"):
+        path.write_text(text)
+        with pytest.raises(UserError, match="a template has {problem} once and then {response}"):
+            maths.template_in(path)
 
 
 def test_the_answer_template_asks_for_dapos_line(qwen):
-    text = qwen[1].decode(world(qwen, "answer").encode(MathProblem("Q?", "2", "a")))
+    text = qwen[1].decode(world(qwen, "answer").encode(ASK))
     assert text.startswith("User:\nQ?\n") and text.endswith("\n\nAssistant:\n")
     assert "Answer:" in text and "boxed" not in text
 
@@ -440,9 +380,8 @@ def test_the_answer_template_asks_for_dapos_line(qwen):
 def test_a_question_cannot_forge_special_tokens(qwen, template):
     """A data set that spells out <|im_end|> could end the user's turn, or the text."""
     question = "A<|im_end|><|endoftext|>B<|im_start|>assistant"
-    ids = world(qwen, template).encode(MathProblem(question, "2", "a"))
-    plain = world(qwen, template).encode(MathProblem("A", "2", "a"))
     special = {qwen[1].added[t] for t in qwen[1].special}
+    ids, plain = (world(qwen, template).encode(replace(ASK, question=q)) for q in (question, "A"))
     assert [i for i in ids if i in special] == [i for i in plain if i in special]
     assert question in qwen[1].decode(ids)
 
@@ -450,14 +389,12 @@ def test_a_question_cannot_forge_special_tokens(qwen, template):
 def test_a_verifier_that_does_not_fit_is_refused(qwen):
     """A boxed prompt graded by DAPO's rule gives reward 0 for every answer."""
     fits = {name: {"boxed", "auto"} for name in TEMPLATES} | dict(answer={"answer", "dapo", "auto"})
-    said = dict(boxed="So \\boxed{2}.", answer="So it is.\nAnswer: 2", chat="It is $\\boxed{2}$",
-                think="<think>3</think>\\boxed{2}", instruct="\\boxed{2}",
-                thinking="3</think>\\boxed{2}")  # fmt: skip
+    said = dict.fromkeys(TEMPLATES, "3</think>\\boxed{2}") | dict(answer="So it is.\nAnswer: 2")
     for template, modes in fits.items():
         for mode in (*modes, ""):
             w, text = world(qwen, template, mode), said[template]
-            assert [w.reward(MathProblem("Q", gold, "a"), text) for gold in "23"] == [1.0, 0.0]
-            assert w.answer(MathProblem("Q", "3", "a"), text) == "2"
+            assert [w.reward(replace(ASK, answer=gold), text) for gold in "23"] == [1.0, 0.0]
+            assert w.answer(ASK, text) == "2"
         for mode in {*MODES, "other"} - modes:
             with pytest.raises(ValueError, match=f"verifier {mode} .*{template} "):
                 world(qwen, template, mode)
@@ -468,15 +405,14 @@ def test_a_verifier_that_does_not_fit_is_refused(qwen):
 def test_a_tokenizer_without_the_templates_tokens_is_refused(qwen):
     words = word_tokenizer([".", "a"])
     no_think = replace(qwen[2], added={k: v for k, v in qwen[2].added.items() if k != "</think>"})
-    for tokenizer, template, why in (
-        (words, "boxed", " has no <|endoftext|>"),
-        (words, "think", " has no <|im_start|>"),
+    cases = [
+        (words, "boxed", " has no <.endoftext.>"), (words, "think", " has no <.im_start.>"),
         (no_think, "chat", " has no </think>"),
-        (qwen[1], "chat", "'s eos is not <|im_end|>"),  # the loop would wait for another token
-    ):
-        with pytest.raises(ValueError) as e:
+        (qwen[1], "chat", "'s eos is not <.im_end.>"),  # the loop would wait for another token
+    ]  # fmt: skip
+    for tokenizer, template, why in cases:
+        with pytest.raises(UserError, match=f"^--template {template}: the tokenizer{why}$"):
             Maths(tokenizer, template)
-        assert str(e.value) == f"--template {template}: the tokenizer{why}"
 
 
 # ------------------------------------------------------------------ rewards and votes
@@ -485,10 +421,8 @@ def test_a_tokenizer_without_the_templates_tokens_is_refused(qwen):
 @pytest.mark.parametrize("template, verifier, text, right", [
     ("boxed", "", "So \\boxed{1/2}.<|endoftext|>", True),
     ("boxed", "", "So \\boxed{1/2}.", True),  # cut off after it: the penalty sees to length
-    ("boxed", "", "\\boxed{1/2} or \\boxed{1/3}", False), ("boxed", "", "1/2", False),
-    ("boxed", "", "Answer: 1/2", False), ("boxed", "auto", "1/2<|endoftext|>", True),
-    ("boxed", "auto", "Answer: 1/2<|endoftext|>", True),
-    ("answer", "", "Answer: 1/2<|endoftext|>", True),
+    ("boxed", "", "1/2", False), ("boxed", "", "Answer: 1/2", False),
+    ("boxed", "auto", "1/2<|endoftext|>", True), ("answer", "", "Answer: 1/2<|endoftext|>", True),
     ("answer", "dapo", "Answer: \\frac12<|endoftext|>", False),  # other strings
     ("answer", "dapo", "Answer: 1/2<|endoftext|>", True),  # "1/2<|endoftext|>" is another
     ("answer", "", "\\boxed{1/2}", False), ("chat", "", "\\boxed{0.5}<|im_end|>", True),
@@ -501,68 +435,51 @@ def test_a_tokenizer_without_the_templates_tokens_is_refused(qwen):
     ("boxed", "", "\ud800\\boxed{", False),
 ])  # fmt: skip
 def test_rewards(qwen, template, verifier, text, right):
-    w, problem = world(qwen, template, verifier), MathProblem("Q", "\\frac{1}{2}", "a")
-    if verifier == "dapo":
-        problem = replace(problem, answer="1/2")
+    w, gold = world(qwen, template, verifier), "1/2" if verifier == "dapo" else "\\frac{1}{2}"
+    problem = replace(ASK, answer=gold)
     reward = w.reward(problem, text)
     assert type(reward) is float and reward == right
     if right:  # what is rewarded can be voted for, and what it is does not depend on the gold
-        assert w.same(w.answer(problem, text), "1/2")
-        assert w.answer(problem, text) == w.answer(replace(problem, answer="7"), text)
+        assert w.same(w.answer(ASK, text), "1/2") and w.answer(problem, text) == w.answer(ASK, text)
 
 
+# bars part what is one vote each, three spaces the spellings of one
 VOTES = r"""
 1/2   0.5   \frac{1}{2}   \dfrac12   .50   x = \frac{2}{4}   \sin\frac{\pi}{6}
-5   5 \text{ cm}   x=5   5.0
-1,000   1000   10^3   1e3
-\sqrt{8}   2\sqrt2   2\sqrt{2}
-(1,2)   ( 1 , 2 )
-\text{Yes}   yes
-\text{(C)}   C
-x+1   1+x
-3   \log_2 8
--1   e^{i\pi}
-2i   \sqrt{-4}
-\frac{\sqrt2}{2}   \frac{1}{\sqrt2}
-1;3   \{3,1\}   1,3
-\{4,7\}   7, 4   4,7
+5   5 \text{ cm}   x=5   5.0 | 1,000   1000   10^3   1e3 | \sqrt{8}   2\sqrt2   2\sqrt{2}
+(1,2)   ( 1 , 2 ) | \text{Yes}   yes | \text{(C)}   C | x+1   1+x | 3   \log_2 8 | -1   e^{i\pi}
+2i   \sqrt{-4} | \frac{\sqrt2}{2}   \frac{1}{\sqrt2} | 1;3   \{3,1\}   1,3 | \{4,7\}   7, 4   4,7
+-5 | [1,2) | (2,1) | x+2 | 2\pi | \pi | no | \infty | -\infty | x^2+1 | \text{Evelyn} | p - q
+\pm 9 | $\sqrt{5}$ | 70 \% | 11:30 | 12,345 | \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}
+\frac{3}{4} | 14.29 | 100/7
 """
-SINGLE = ["-5", "[1,2)", "(2,1)", "x+2", "2\\pi", "\\pi", "no", "\\infty", "-\\infty", "x^2+1",
-          "\\text{Evelyn}", "p - q", "\\pm 9", "$\\sqrt{5}$", "70 \\%", "11:30", "12,345",
-          "\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}", "\\frac{3}{4}"]  # fmt: skip
 
 
 def test_equal_answers_share_a_vote_and_others_do_not(qwen):
-    w, problem = world(qwen), MathProblem("Q", "7", "a")
-    groups = [row.split("   ") for row in VOTES.strip().splitlines()] + [[x] for x in SINGLE]
+    w, rows = world(qwen), VOTES.strip().replace("\n", " | ").split(" | ")
+    groups = [row.split("   ") for row in rows]
     votes = [(i, vote) for i, group in enumerate(groups) for vote in group]
-    said = [(i, w.answer(problem, f"\\boxed{{{vote}}}.")) for i, vote in votes]
+    said = [(i, w.answer(ASK, f"\\boxed{{{vote}}}.")) for i, vote in votes]
     for i, group in enumerate(groups):
         text = f"So \\boxed{{{group[0]}}}.<|endoftext|>"
-        assert w.reward(replace(problem, answer=group[0]), text) == 1.0
-        first = w.answer(problem, text)
+        assert w.reward(replace(ASK, answer=group[0]), text) == 1.0
+        first = w.answer(ASK, text)
         assert [w.same(first, a) for _, a in said] == [i == n for n, _ in said], first
-    for none in ["", "no box", "\\boxed{}", "\\boxed{5"]:
-        assert w.answer(problem, none) is None
+    assert [w.answer(ASK, none) for none in ("", "no box", "\\boxed{}", "\\boxed{5")] == 4 * [None]
 
 
 def test_votes_under_dapos_rule_are_its_strings(qwen):
     """There 0.5 is wrong where 1/2 is right: one vote for both would make the majority's answer
     right and wrong."""
-    w, problem = world(qwen, "answer", "dapo"), MathProblem("Q", "1/2", "a")
-    votes = [w.answer(problem, f"Answer: {a}<|endoftext|>") for a in ("1/2", "0.5", "x = 1/2.")]
-    assert votes == ["1/2", "0.5", "1/2"] and w.answer(problem, "1/2") is None
+    w = world(qwen, "answer", "dapo")
+    votes = [w.answer(ASK, f"Answer: {a}<|endoftext|>") for a in ("1/2", "0.5", "x = 1/2.")]
+    assert votes == ["1/2", "0.5", "1/2"] and w.answer(ASK, "1/2") is None
+    assert not w.same("1/2", "0.5") and w.same("1/2", "1/2")
 
 
 def test_names_tell_problems_apart_in_all_files(qwen):
-    w = world(qwen)
-    names = {w.name(replace(p, source=s)) for p in problems_of(300) for s in ("a", "b")}
-    assert len(names) == 600
     digits = hashlib.sha256(b"What is 0 + 1?").hexdigest()[:12]
-    assert w.name(problems_of(1)[0]) == f"a.jsonl:{digits}"
-
-
-# ------------------------------------------------------------------ command line
+    assert world(qwen).name(problems_of(1, "b")[0]) == f"b:{digits}"
 
 
 def test_the_command_shows_counts_splits_golds_and_a_problem(tmp_path, capsys):

@@ -48,7 +48,7 @@ def test_ids_that_are_no_text_decode_to_replacement_characters():
 @pytest.mark.parametrize("world", (WORLD, Countdown(4, 12, "+-*/", 100)), ids=("3", "4"))
 def test_one_token_per_word_and_number(world):
     tokenizer, rng = world.tokenizer(), random.Random(0)
-    for problem in rng.sample(world.problems(), 2000):
+    for problem in rng.sample(world.problems(), 600):
         trace = world.trace(problem, rng, skill=0.5)
         for text in (problem.prompt, trace, f"{problem.prompt} {trace}"):
             tokens = [tokenizer.token(i) for i in tokenizer.encode(text)]
@@ -65,10 +65,9 @@ def test_every_word_is_one_token_and_its_id_is_fixed_by_its_place():
         assert TOKENIZER.encode(word) == [256 + place]
         assert TOKENIZER.token(256 + place) == f" {word}"
     assert TOKENIZER.eos == 256 and TOKENIZER.token(TOKENIZER.eos) == " ."
-    again = word_tokenizer(TOKENIZER.words)
-    text = "use 8 4 3 goal 20 ; try 4 * 3 = 12"
+    again, text = word_tokenizer(TOKENIZER.words), "use 8 4 3 goal 20 ; try 4 * 3 = 12"
     assert again.encode(text) == TOKENIZER.encode(text) and again.eos == TOKENIZER.eos
-    assert again.n_vocab == TOKENIZER.n_vocab and again.words == TOKENIZER.words
+    assert TOKENIZER.encode_template("use {n}", n="8") == TOKENIZER.encode("use 8")
 
 
 def test_a_number_outside_the_world_is_spelled_and_never_mistaken():

@@ -70,9 +70,9 @@ f(x)=x^2 <- x^2 | \angle ABC=30^\circ <- 30 | A_{\max}=4 <- 4 | \sqrt{5} <- √5
 \cos 2x <- 2\cos^2 x-1 | \tan x <- \frac{\sin x}{\cos x} | (n+1)! <- (n+1)\,n!
 \binom{n}{2} <- \frac{n(n-1)}{2} | \binom{n}{k} <- \frac{n!}{k!(n-k)!} | \frac{abc}{4R} <- abc/(4R)
 {n \choose 2} <- \frac{n^2-n}{2} | \csc x\coth x <- \frac{1}{\sin x\tanh x} | 1+xyz <- xyz + 1
-3e8 <- 3\times10^{8}\text{ m/s} | 3000000 <- 3\text{ million dollars} | |xy| <- |x||y|
+3e8 <- 3\times10^{8}\text{ m/s} | 3000000 <- 3\text{ million dollars}
 \lfloor n/2 \rfloor + 1 <- 1+\lfloor\frac{n}{2}\rfloor | \lfloor x+1 \rfloor <- \lfloor x\rfloor+1
-\lceil 2.5 \rceil <- 3 | \lfloor -\frac52 \rfloor <- -3 | \max(2,7) <- 7
+|xy| <- |x||y| | \lceil 2.5 \rceil <- 3 | \lfloor -\frac52 \rfloor <- -3 | \max(2,7) <- 7
 \sqrt{1/n} <- \frac{1}{\sqrt n} | \sqrt[3]{x^2} <- x^{2/3}
 \frac{\sqrt[3]{4}}{2} <- \frac{1}{\sqrt[3]{2}} | \sqrt{7-4\sqrt3} <- 2-\sqrt3
 \sqrt[3]{2+\sqrt5}+\sqrt[3]{2-\sqrt5} <- 1 | \cos\frac{\pi}{5} <- \frac{1+\sqrt5}{4}
@@ -101,9 +101,8 @@ vitamin A <- vitamin | A <- not A   A and B   none of A   B   A or B   A, B   AB
 0 <- 0/0   1e-10   nan   False   \emptyset   \frac{1}{0}-\frac10   0^{-1}   1e8-1e8+1e-9
 0 <- 10^{-12}   \sin\pi+10^{-9}
 1 <- 0/0   True   None   3^{3^{3^{57}}}   \frac{x}{x+1}   \cos(10^{-5})   e^{i\pi}   \{\{1\}\}
-1 <- \tanh 20   \cos(10^{-9}) | \{1\} <- \{2\}   \{\{1\}\}
-\emptyset <- \{\emptyset\}   0   x<0 or x>11 | 5 dollars <- 5 euros | 3 hours <- 3 minutes
-1011_2 <- 1011_3 | 1000000 <- 1000001
+1 <- \cos(10^{-9}) | \{1\} <- \{2\}   \{\{1\}\} | \emptyset <- \{\emptyset\}   0   x<0 or x>11
+5 dollars <- 5 euros | 3 hours <- 3 minutes | 1011_2 <- 1011_3 | 1000000 <- 1000001
 2 <- 1 or 2   1,2   2,3   x^2=4   1+1+   (2   2)   {2   \lfloor\log_2 8\rfloor
 59 <- 58 59 44   58, 59, 44
 58 <- 58 (or 59)   58 or 59   57 or 58 or 59   31_4   not 58   about 59   at least 58
@@ -113,9 +112,8 @@ vitamin A <- vitamin | A <- not A   A and B   none of A   B   A or B   A, B   AB
 28 <- 0.28 | 100 <- 1,00 | 3.5 <- 3,5 | 123 <- 1,23 | 23 <- 2\,3 | 52 <- 31_4
 31_4 <- 31_5   31_{10} | \pm2 <- 2 | 1\pm\sqrt2 <- 1+\sqrt2 | 2,3 <- 2 | 5,6 <- 5,6,7 | 2,3,4 <- 2,3
 a <- A | b <- B | Paris <- London   Paris or London   not Paris | 1/2 <- 1/3   2   \frac{2}{1}
-x+1 <- x-1   y+1 | \sqrt2 <- \sqrt3   2   1.57   \frac{1607521}{1136689} | 1/3 <- 0.33   0.3
-14.28 <- 100/7 | 7.57 <- 7.573 | 8.001 <- 8 | 3.14 <- 3.15
-\pi <- 3.14   22/7   355/113   \frac{103993}{33102} | e <- 2.7 | \frac{1}{1807!} <- \frac{1}{1809!}
+x+1 <- x-1   y+1 | \sqrt2 <- \sqrt3   2   1.57 | 1/3 <- 0.33   0.3 | 14.28 <- 100/7 | 7.57 <- 7.573
+8.001 <- 8 | 3.14 <- 3.15 | \pi <- 3.14   22/7 | e <- 2.7 | \frac{1}{1807!} <- \frac{1}{1809!}
 2^{87} <- 2^{86} | 10^{10^{10}} <- 10^{10} | (0,1)\cup(2,3) <- (0,1)\cup(2,4)   (0,1) | 1,2 <- 1<x<2
 \{1,2\} <- (1,2)   [1,2]
 \begin{pmatrix}1&2\\3&4\end{pmatrix} <- \begin{pmatrix}1&3\\2&4\end{pmatrix}
@@ -137,12 +135,11 @@ all reals <- no reals | yes <- no | \{0\} <- \emptyset | 17 <- 17 or so | None <
 \binom{n}{2} <- \frac{n(n+1)}{2} | \lfloor x\rfloor <- x | \lfloor 2x\rfloor <- 2\lfloor x\rfloor
 \sqrt{xy} <- xy | 1 \cdot -2^2 <- 4 | (1,7) <- (1,5)\cup(5,7) | [0,1] <- [0,1)
 x<0 or x>11 <- x<0 and x>11 | (-\infty,\infty) <- (-\infty,0)\cup(0,\infty)
-\mathbb R <- \mathbb Z   x\ne1, x\ne2 | 10^{-12} <- \sin 10^{-12} | 1 <- (1+10^{-20})^{\sqrt2}
-\sqrt2 <- \sqrt2(1+10^{-20}) | (2,\infty) <- \{x\in\mathbb{Z} : x>2\} | (1,3) <- \{1,2,3\}
+\mathbb R <- \mathbb Z   x\ne1, x\ne2 | 10^{-12} <- \sin 10^{-12} | \sqrt2 <- \sqrt2(1+10^{-20})
+(2,\infty) <- \{x\in\mathbb{Z} : x>2\} | (1,3) <- \{1,2,3\}
 2\begin{pmatrix}1&2\\3&4\end{pmatrix} <- \begin{pmatrix}2&2\\3&4\end{pmatrix} | B <- b)
 25^\circ F <- 25^\circ C | 16:30 <- 4:30 am | 2^{88888} <- 2^{99999} | 13 <- 11,2
-e^{40} <- e^{40}+1 | 10^{20}+\sqrt2 <- 10^{20}+\sqrt3 | 10^{10} <- \sqrt{10^{20}+1}
-3x-y+13=0 <- 3x+4y+14=0
+e^{40} <- e^{40}+1 | 10^{20}+\sqrt2 <- 10^{20}+\sqrt3 | 3x-y+13=0 <- 3x+4y+14=0
 """
 
 
@@ -175,55 +172,41 @@ def test_refused(gold: str, answer: str) -> None:
         assert grade(response, gold) is False, response
 
 
-# response, gold, verdict
-EXTRACTED = [
-    ("\\[ \\boxed{3} \\quad \\text{and} \\quad \\boxed{-4}. \\]", "-4,3", True),
-    ("\\[ \\boxed{3} \\quad \\text{and then} \\quad \\boxed{-4} \\]", "-4,3", False),
-    ("The answer is $\\frac12 +\\! \\frac13$.", "5/6", True),
-    ("<think>\\boxed{1}</think> The answer is 2.", "2", True),
-    ("<think>\\boxed{1}</think> hm", "1", False), ("\\boxed{1} \\boxed{}", "1", True),
-    ("\\boxed{1} then \\boxed{2", "1", False), ("\\boxed{\\boxed{5}}", "5", True),
-    ("\\boxed{\\text{so }\\boxed{5}}", "5", True), ("\\fbox{5}", "5", True),
-    ("\\boxed 5", "5", True), ("\\boxed 12.", "12", True), ("It is not \\boxed{5}.", "5", False),
-    ("\\boxed{5} is wrong.", "5", False),
-    ("\\boxed{5}, but that is incorrect. The answer is 6.", "6", True),
-    ("\\boxed{5}, but that is incorrect. The answer is 6.", "5", False),
-    ("\\boxed{1} and \\boxed{-2}", "1,-2", True), ("\\boxed{1} and \\boxed{-2}", "-2", True),
-    ("\\boxed{1} and then \\boxed{-2}", "1,-2", False),
-    ("$x=\\boxed{1}$ or $x=\\boxed{2}$", "\\{1,2\\}", True),
-    ("\\boxed{1}. Later \\boxed{2}", "1,2", False),
-    ("\\boxed{1}, \\boxed{2}, \\boxed{3}", "1,2,3", True),
-    ("\\boxed{1}, \\boxed{2}, \\boxed{3}", "1,2", False),
-    ("\\boxed{1}, \\boxed{2}, \\boxed{3}", "2", False), ("Final Answer: 5", "5", True),
-    ("**Final Answer**\n\n5", "5", True), ("**Answer:** $5$", "5", True),
-    ("Answer: **5**", "5", True),
-    ("The answer is $\\frac{1}{2}$. I hope it is correct.", "1/2", True),
-    ("<answer> 5", "5", False), ("<answer>The answer is 5.</answer>", "5", True),
-    ("The answer is 5 or 6", "5", False), ("The answer is 5, 6 or 7", "6", False),
-    ("Answer: 5\nAnswer: 6", "5", False), ("Answer: 5\nAnswer: 6", "6", True),
-    ("The answer is 3.14.", "3.14", True), ("The answer is 5 because 2+3=5.", "5", True),
-    ("The final answer is $\\boxed{5}$.", "5", True), ("5", "5", True), ("plain 5", "5", False),
-    ("I think 5", "5", False), ("The answer is\n\\[\n5\n\\]", "5", True),
-    ("Answer: (C) 58", "C", True), ("The correct answer is C.", "C", True),
-    ("The answer is Paris.", "Paris", True), ("Answer: 58<|im_end|>", "58", True),
-    ("答案：58", "58", True), ("The answer is not 58.", "58", False),
-    ("#### 58\n#### 59", "58", False), ("The answer is 57.\n#### 58", "58", True),
-    ("\\boxed{58} cm", "58", True), ("boxed{58}", "58", True), ("\\boxed{\n58\n}", "58", True),
-    ("\\boxed{a{b}c", "abc", False), ("\\boxed{\\{1,2\\}}", "\\{2,1\\}", True),
-    ("answer", "58", False), ("The answer: D, it doesn't make sense", "D", True),
-    ("\\mbox{58}", "58", False), ("Let me put it in \\boxed{}.", "58", False),
-    ("The answer is 1/2, not 1/3.", "1/3", False), ("Answer: x=5", "5", True),
-    ("Answer: \\$5", "5", True), ("Answer: $5", "5", True), ("Answer: 5%", "5", True),
-    ("Answer: (1,2)", "(1,2)", True), ("Answer: \\sqrt{2}", "\\sqrt2", True),
-    ("Answer: 5, which is odd", "5", True), ("Final Answer: The largest $n$ is 34.", "34", True),
-    ("Final Answer: The largest $n$ is not 34.", "34", False),
-    ("The answer is 5 rather than \\boxed{6}", "6", False), ("It cannot be \\boxed{6}", "6", False),
-    ("\\boxed{(C) and (D)}", "C", False), ("\\boxed{-[0,1)}", "[0,1)", False),
-]  # fmt: skip
+# ↵ stands for the end of a line
+FOUND = r"""
+-4,3 <- \[ \boxed{3} \quad \text{and} \quad \boxed{-4}. \] | 12 <- \boxed 12.
+5/6 <- The answer is $\frac12 +\! \frac13$. | 2 <- <think>\boxed{1}</think> The answer is 2.
+1 <- \boxed{1} \boxed{} | 5 <- \boxed{\boxed{5}}   \boxed{\text{so }\boxed{5}}   \fbox{5}   \boxed 5
+5 <- Final Answer: 5   **Final Answer**↵↵5   **Answer:** $5$   Answer: **5**   Answer: $5
+5 <- <answer>The answer is 5.</answer>   The answer is 5 because 2+3=5.   Answer: 5, which is odd
+5 <- The final answer is $\boxed{5}$.   5   The answer is↵\[↵5↵\]   Answer: 5%
+6 <- \boxed{5}, but that is incorrect. The answer is 6.   Answer: 5↵Answer: 6
+1,-2 <- \boxed{1} and \boxed{-2} | -2 <- \boxed{1} and \boxed{-2}
+\{1,2\} <- $x=\boxed{1}$ or $x=\boxed{2}$ | 1,2,3 <- \boxed{1}, \boxed{2}, \boxed{3}
+1/2 <- The answer is $\frac{1}{2}$. I hope it is correct. | 3.14 <- The answer is 3.14.
+C <- The correct answer is C. | Paris <- The answer is Paris. | 34 <- Answer: The largest $n$ is 34.
+58 <- Answer: 58<|im_end|>   答案：58   The answer is 57.↵#### 58   \boxed{58} cm   boxed{58}
+58 <- \boxed{↵58↵} | \{2,1\} <- \boxed{\{1,2\}} | D <- The answer: D, it doesn't make sense
+(1,2) <- Answer: (1,2) | \sqrt2 <- Answer: \sqrt{2}
+"""
+MISSED = r"""
+-4,3 <- \[ \boxed{3} \quad \text{and then} \quad \boxed{-4} \] | 1 <- <think>\boxed{1}</think> hm
+1 <- \boxed{1} then \boxed{2 | 5 <- It is not \boxed{5}.   \boxed{5} is wrong.
+5 <- \boxed{5}, but that is incorrect. The answer is 6.   <answer> 5   The answer is 5 or 6
+5 <- Answer: 5↵Answer: 6   plain 5   I think 5 | 1,-2 <- \boxed{1} and then \boxed{-2}
+1,2 <- \boxed{1}. Later \boxed{2}   \boxed{1}, \boxed{2}, \boxed{3}
+2 <- \boxed{1}, \boxed{2}, \boxed{3} | 6 <- The answer is 5, 6 or 7   It cannot be \boxed{6}
+6 <- The answer is 5 rather than \boxed{6} | 58 <- The answer is not 58.
+58 <- #### 58↵#### 59   answer   \mbox{58}   Let me put it in \boxed{}. | abc <- \boxed{a{b}c
+1/3 <- The answer is 1/2, not 1/3. | 34 <- Answer: The largest $n$ is not 34.
+C <- \boxed{(C) and (D)} | [0,1) <- \boxed{-[0,1)}
+"""
+RESPONSES = [(*pair, table is FOUND) for table in (FOUND, MISSED) for pair in pairs(table)]
 
 
-@pytest.mark.parametrize(("response", "gold", "right"), EXTRACTED)
-def test_extraction(response: str, gold: str, right: bool) -> None:
+@pytest.mark.parametrize(("gold", "response", "right"), RESPONSES)
+def test_extraction(gold: str, response: str, right: bool) -> None:
+    response = response.replace("↵", "\n")
     assert grade(response, gold) is right
     assert grade("Some words before.\n\n" + response, gold) is right or response == gold
 
@@ -232,11 +215,8 @@ def test_extract_returns_the_claim() -> None:
     assert extract("first \\boxed{1}, then \\boxed{\\frac{1}{2}}.") == "\\frac{1}{2}"
     assert extract("The answer is $7$. I am sure.") == "7$"
     assert extract("#### 12\n") == "12"
-    assert extract("nothing to see") is None
-    assert extract("\\boxed{1") is None
-    assert extract("") is None and extract(None) is None and extract(5) is None
-    far = "\\boxed{7}" + " and so on" * 100_000
-    assert extract(far) == "7"
+    assert extract("\\boxed{7}" + " and so on" * 100_000) == "7"
+    assert {extract(x) for x in ("nothing to see", "\\boxed{1", "", None, 5)} == {None}
 
 
 @pytest.mark.parametrize(("mode", "response", "gold", "right"), [
@@ -317,9 +297,7 @@ def test_command_line(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.graded.jsonl", "in.jsonl"]
 
 
-@pytest.mark.parametrize(
-    "line", ["{", "[]", "{}", '{"response": "x"}', "\x00", "[" * 100_000, None]
-)
+@pytest.mark.parametrize("line", ["{", "[]", "{}", '{"response": "x"}', "\x00", "[" * 90_000, None])
 def test_command_line_names_the_bad_record_or_file(tmp_path: Path, line: str | None) -> None:
     source = tmp_path / "in.jsonl"
     if line:

@@ -157,7 +157,7 @@ def test_empty_gold_is_never_right(response: str, gold: str) -> None:
     assert grade(response, gold) is False
 
 
-@pytest.mark.parametrize("filler", ["so x is 5. ", "box ", "the answer is 5 ", "\\frac{1}{2}"])
+@pytest.mark.parametrize("filler", ["so, x = 5. ", "box ", "the answer is 5 ", "\\frac{1}{2}"])
 def test_a_megabyte_is_graded_in_milliseconds(filler: str) -> None:
     assert at_once(filler * (N // len(filler)) + "\\boxed{42}", "42", right=True)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from common import PATIENCE, ROOT, all_logits, peer, peer_config, seeded, stream, tiny
+from common import PATIENCE, ROOT, all_logits, peer, peer_config, stream, tiny
 from safetensors.torch import load_file, save_file
 from test_model import FP32
 from test_qwen_tokenizer import BROKEN
@@ -25,13 +25,13 @@ from rollout import Sampling, generate
 from tasks.ask import open_model
 
 
-def written(folder: Path, tied: bool = True, shards: int = 1) -> tuple[Transformer, Path]:
-    """Our random model and the folder that transformers writes of it, of several shards or one."""
-    ours = tiny(tied)
-    total = 4 * sum(p.numel() for p in ours.parameters())
-    peer(ours).save_pretrained(folder, max_shard_size=total if shards == 1 else total // 3)
-    assert (len(list(folder.glob("*.safetensors"))) > 2) == (shards > 1)
-    return ours, folder
+def written(folder: Path, tied: bool = True, shards: int = 1) -> Path:
+    """The folder that transformers writes of our random model, of several shards or one."""
+    total = 4 * sum(p.numel() for p in tiny(tied).parameters())
+    peer(tiny(tied)).save_pretrained(folder, max_shard_size=total if shards == 1 else total // 3)
+    several = len(list(folder.glob("*.safetensors"))) > 2
+    assert several == (folder / INDEX).exists() == (shards > 1)
+    return folder
 
 
 def exported(model: Transformer, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
@@ -74,9 +74,7 @@ def refusal(folder: Path, **arguments) -> str:
 @pytest.mark.parametrize("shards", (1, 4))
 @pytest.mark.parametrize("tied", (True, False))
 def test_a_folder_of_transformers_loads_with_its_logits(tied, shards, tmp_path):
-    written(tmp_path, tied, shards)
-    assert (tmp_path / INDEX).exists() == (shards == 4)
-    ours = from_pretrained(tmp_path)
+    ours = from_pretrained(written(tmp_path, tied, shards))
     assert ours.shape == tiny(tied).shape and same(ours, tiny(tied))
     theirs = Qwen3ForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     tokens = stream([9])[0]
@@ -87,7 +85,7 @@ def test_a_folder_of_transformers_loads_with_its_logits(tied, shards, tmp_path):
 
 @pytest.mark.parametrize("tied", (True, False))
 def test_folders_come_back_byte_for_byte(tied, tmp_path, monkeypatch):
-    _, folder = written(tmp_path / "in", tied)
+    folder = written(tmp_path / "in", tied)
     out = exported(from_pretrained(folder), tmp_path / "out")
     assert (out / SINGLE).read_bytes() == (folder / SINGLE).read_bytes()
     monkeypatch.setattr(module, "SHARD", 15_000)
@@ -118,16 +116,16 @@ def test_files_equal_the_librarys_both_ways(dtype, tmp_path):
 
 
 def test_tensors_of_many_pieces_and_odd_alignment_are_read_exactly(tmp_path, monkeypatch):
-    ours, folder = written(tmp_path)
-    raw = (folder / SINGLE).read_bytes()
+    path = written(tmp_path) / SINGLE
+    raw = path.read_bytes()
     n = int.from_bytes(raw[:8], "little")
     for pad in (1, 2, 3):  # the header ends at an odd byte: legal, and no view of fp32 fits
         header = raw[8 : 8 + n] + b" " * pad
-        (folder / SINGLE).write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + n :])
+        path.write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + n :])
         for size in (104, 4096):
             monkeypatch.setattr(module, "PIECE", size)
-            assert same(from_pretrained(folder), ours)
-    assert (exported(ours, tmp_path / "out") / SINGLE).read_bytes() == raw
+            assert same(from_pretrained(tmp_path), tiny())
+    assert (exported(tiny(), tmp_path / "out") / SINGLE).read_bytes() == raw
 
 
 # ------------------------------------------------------------------ config and dtypes
@@ -139,14 +137,14 @@ def test_every_published_size_reads_from_both_forms_of_config(name, tmp_path):
     peer_config(SIZES[name]).save_pretrained(tmp_path)
     assert "rope_theta" not in json.loads(path.read_text())
     assert read_shape(path) == SIZES[name]
-    # the published form: rope_theta at the top, an integer; a sliding window, not in use
-    published = dict(rope_scaling=None, sliding_window=4096, max_window_layers=28, layer_types=...)
-    default = dict(rope_type="default")
+    # the published form: rope_theta at the top, an integer; a sliding window, not in use; then what
+    # other programs write of the same: nothing of it changes an angle
+    rest, default = dict(rope_scaling=None, layer_types=...), dict(rope_type="default")
+    window = dict(sliding_window=4096, max_window_layers=28)
     for said in (
-        dict(rope_parameters=..., rope_theta=1000000, **published),
-        # what other programs write of the same: nothing of it changes an angle
-        dict(rope_theta=None, rope_parameters=default | dict(rope_theta=1e6)),
-        dict(rope_scaling=default, rope_parameters=None, rope_theta=1e6),
+        dict(rope_parameters=..., rope_theta=1000000) | rest | window,
+        dict(rope_parameters=default | dict(rope_theta=1e6), rope_theta=None),
+        dict(rope_parameters=None, rope_theta=1e6, rope_scaling=default),
     ):
         edit(path, **said)
         assert read_shape(path) == SIZES[name] and type(read_shape(path).rope_theta) is float
@@ -171,23 +169,23 @@ def test_bf16_weights_make_an_fp32_master_or_stay(tmp_path):
 
 
 def test_a_tied_folder_may_hold_the_shared_matrix_twice(tmp_path):
-    ours, folder = written(tmp_path)
-    weights = load_file(folder / SINGLE)
+    path = written(tmp_path) / SINGLE
+    weights = load_file(path)
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
-    save_file(weights, folder / SINGLE)
-    assert same(from_pretrained(folder), ours)
-    assert same(from_pretrained(folder, torch.bfloat16), tiny().bfloat16())
+    save_file(weights, path)
+    assert same(from_pretrained(tmp_path), tiny())
+    assert same(from_pretrained(tmp_path, torch.bfloat16), tiny().bfloat16())
     weights["lm_head.weight"][3, 4] += 1
     for other in (weights["lm_head.weight"], torch.zeros(5, 48)):
-        save_file(weights | {"lm_head.weight": other}, folder / SINGLE)
-        assert "lm_head.weight is not the embedding" in refusal(folder)
+        save_file(weights | {"lm_head.weight": other}, path)
+        assert "lm_head.weight is not the embedding" in refusal(tmp_path)
 
 
 def test_the_model_outlives_its_files(tmp_path):
-    ours, folder = written(tmp_path)
-    loaded = from_pretrained(folder)
-    (folder / SINGLE).write_bytes(b"\xff" * (folder / SINGLE).stat().st_size)  # in place
-    assert same(loaded, ours)
+    path = written(tmp_path) / SINGLE
+    loaded = from_pretrained(tmp_path)
+    path.write_bytes(b"\xff" * path.stat().st_size)  # in place
+    assert same(loaded, tiny())
 
 
 UNSUPPORTED = [
@@ -219,19 +217,18 @@ BAD_CONFIGS = [
 
 @pytest.mark.parametrize("changes, expected", BAD_CONFIGS, ids=str)
 def test_a_config_that_is_wrong_or_unsupported_is_refused_by_name(changes, expected, tmp_path):
-    _, folder = written(tmp_path)
-    edit(folder / "config.json", **changes)
-    assert expected in refusal(folder)
+    edit(written(tmp_path) / "config.json", **changes)
+    assert expected in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("file", ("config.json", INDEX))
 @pytest.mark.parametrize("why", [*BROKEN, "larger than 256 MiB"])
 def test_a_json_file_that_is_no_object_is_refused(why, file, tmp_path):
-    _, folder = written(tmp_path, shards=4)
-    (folder / file).write_bytes(BROKEN.get(why, b""))
+    path = written(tmp_path, shards=4) / file
+    path.write_bytes(BROKEN.get(why, b""))
     if "larger" in why:
-        os.truncate(folder / file, SIZE_LIMIT + 1)  # a hole on the disk
-    line = refusal(folder)
+        os.truncate(path, SIZE_LIMIT + 1)  # a hole on the disk
+    line = refusal(tmp_path)
     assert why in line and file in line
 
 
@@ -239,23 +236,20 @@ def test_a_json_file_that_is_no_object_is_refused(why, file, tmp_path):
 
 
 def test_missing_surplus_and_non_finite_tensors_are_named(tmp_path):
-    ours, folder = written(tmp_path)
-    weights = load_file(folder / SINGLE)
-    norm = weights.pop("model.norm.weight")
-    save_file(weights, folder / SINGLE)
-    assert "missing tensors: 'model.norm.weight'" in refusal(folder)
-    extra = {f"model.layers.{i}.mlp.bias": norm.clone() for i in (2, 3, 4, 5)}
-    save_file(weights | {"model.norm.weight": norm} | extra, folder / SINGLE)
-    line = refusal(folder)
+    path = written(tmp_path) / SINGLE
+    weights = load_file(path)
+    save_file({k: x for k, x in weights.items() if k != "model.norm.weight"}, path)
+    assert "missing tensors: 'model.norm.weight'" in refusal(tmp_path)
+    save_file(weights | {f"model.layers.{i}.mlp.bias": torch.ones(9) for i in (2, 3, 4, 5)}, path)
+    line = refusal(tmp_path)
     assert "surplus tensors: 'model.layers.2.mlp.bias', 'model.layers.3" in line
     assert line.endswith(", ...") and "layers.5" not in line
     name = "model.layers.1.mlp.up_proj.weight"
     for bad in (math.nan, math.inf, -math.inf):
-        broken = weights[name].clone()
-        broken[-1, -1] = bad
-        save_file(weights | {"model.norm.weight": norm, name: broken}, folder / SINGLE)
+        weights[name][-1, -1] = bad
+        save_file(weights, path)
         for dtype in (torch.float32, torch.bfloat16):
-            line = refusal(folder, dtype=dtype)
+            line = refusal(tmp_path, dtype=dtype)
             assert f"{SINGLE}: {name} has values that are not finite" in line
 
 
@@ -267,7 +261,7 @@ EVIL = (
 
 def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path):
     """And none reaches another folder."""
-    _, folder = written(tmp_path / "in", shards=4)
+    folder = written(tmp_path / "in", shards=4)
     (tmp_path / "evil.safetensors").write_bytes((folder / "config.json").read_bytes())
     weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
     name = "model.norm.weight"
@@ -284,26 +278,20 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path):
     ):  # fmt: skip
         edit(folder / INDEX, weight_map=changed)
         assert expected in refusal(folder)
-    edit(folder / INDEX, weight_map=weight_map)
-    from_pretrained(folder)
-    (folder / here).unlink()
-    assert "No such file" in refusal(folder)
 
 
 def test_a_folder_without_its_files_is_refused(tmp_path):
-    assert "/config.json: No such file" in refusal(tmp_path)
-    assert "No such file" in refusal(tmp_path / "nowhere")
-    _, folder = written(tmp_path)
-    (folder / INDEX).write_text("{}")
-    assert "exactly one of" in refusal(folder)
-    (folder / INDEX).unlink()
-    (folder / SINGLE).rename(folder / "other")
-    assert "exactly one of" in refusal(folder)
-    (folder / SINGLE).mkdir()
-    assert "cannot read" in refusal(folder)
-    (folder / "config.json").unlink()
-    (folder / "config.json").mkdir()
-    assert "cannot read" in refusal(folder)
+    assert "/config.json: No such file" in refusal(tmp_path / "nowhere")
+    (written(tmp_path) / INDEX).write_text("{}")
+    assert "exactly one of" in refusal(tmp_path)
+    (tmp_path / INDEX).unlink()
+    (tmp_path / SINGLE).unlink()
+    assert "exactly one of" in refusal(tmp_path)
+    (tmp_path / SINGLE).mkdir()
+    assert "cannot read" in refusal(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").mkdir()
+    assert "cannot read" in refusal(tmp_path)
 
 
 # ------------------------------------------------------------------ malformed safetensors
@@ -337,10 +325,7 @@ MALFORMED = {
     "not UTF-8": packed(b'{"\xff\xfe": 1}'), "not JSON": packed(b"{x}"), "a list": packed([1, 2]),
     "a number": packed(b"1", 0),
     "deep nesting": packed(b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
-    "deep objects": packed(b'{"x":' * 100_000 + b"1" + b"}" * 100_000),
-    "duplicate names": packed(b'{"x":' + ENTRY + b',"x":' + ENTRY + b"}"),
     "duplicate keys": packed(b'{"x":' + ENTRY[:-1] + b',"dtype":"F32"}}'),
-    "number of 5,000 digits": packed(b'{"x":' + b"9" * 5000 + b"}"),
     "metadata no map": packed({"__metadata__": [1], "x": GOOD}),
     "metadata no strings": packed({"__metadata__": {"a": 1}, "x": GOOD}),
     "entry no object": packed({"x": [1, 2, 3]}), "entry a string": packed({"x": "F32"}),
@@ -374,16 +359,14 @@ def test_a_malformed_file_is_refused_in_one_line(case, tmp_path):
 
 def test_a_flipped_byte_of_the_header_is_refused_or_changes_no_shape(tmp_path):
     """Either one line or a model: never another exception."""
-    _, folder = written(tmp_path)
-    whole = (folder / SINGLE).read_bytes()
+    path = written(tmp_path) / SINGLE
+    whole = path.read_bytes()
     for at in range(0, 3000, 97):
-        raw = bytearray(whole)
-        raw[at] ^= 0x15
-        (folder / SINGLE).write_bytes(raw)
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x15]) + whole[at + 1 :])
         try:
-            from_pretrained(folder)
+            from_pretrained(tmp_path)
         except UserError as e:
-            assert "\n" not in str(e) and str(folder) in str(e)
+            assert "\n" not in str(e) and str(tmp_path) in str(e)
 
 
 # ------------------------------------------------------------------ writing
@@ -391,18 +374,16 @@ def test_a_flipped_byte_of_the_header_is_refused_or_changes_no_shape(tmp_path):
 
 def test_shards_keep_their_size(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SHARD", 15_000)
-    out = contents(exported(tiny(False), tmp_path / "a" / "out"))
-    names = [name for name in out if name.endswith(".safetensors")]
-    shards, n = {name: load_file(tmp_path / "a/out" / name) for name in names}, len(names)
-    index = json.loads(out[INDEX])
-    assert sorted(shards) == [f"model-{i:05}-of-{n:05}.safetensors" for i in range(1, n + 1)]
-    assert n > 4 and out.keys() - shards.keys() == {"config.json", INDEX, "generation_config.json"}
+    folder = exported(tiny(False), tmp_path / "out")
+    shards = {path.name: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
+    n, index = len(shards), json.loads((folder / INDEX).read_text())
+    assert [*shards] == [f"model-{i:05}-of-{n:05}.safetensors" for i in range(1, n + 1)] and n > 4
     sizes = {name: sum(x.nbytes for x in tensors.values()) for name, tensors in shards.items()}
     assert all(size <= 15_000 or len(shards[name]) == 1 for name, size in sizes.items())
     assert index["metadata"]["total_size"] == sum(sizes.values())
     assert index["weight_map"] == {name: file for file in shards for name in shards[file]}
     assert index["weight_map"].keys() == tiny(False).state_dict().keys()
-    assert sorted(os.listdir(tmp_path / "a")) == ["out", "source"]
+    assert sorted(os.listdir(tmp_path)) == ["out", "source"]
 
 
 def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
@@ -495,26 +476,22 @@ def test_the_export_is_what_transformers_loads(tied, shard, tmp_path, monkeypatc
     theirs.config.max_position_embeddings = 777
     theirs.generation_config = GenerationConfig(eos_token_id=5)  # a chat template ends elsewhere
     theirs.save_pretrained(source)
-    texts = {"tokenizer.json": "{}", "merges.txt": "a b\n", "chat_template.jinja": "x"}
+    texts = dict.fromkeys(("tokenizer.json", "tokenizer_config.json", "vocab.json"), "{}")
+    texts |= {"merges.txt": "a b\n", "chat_template.jinja": "x"}
     for name, text in {**texts, "notes.md": "not carried"}.items():
         (source / name).write_text(text)
-    trained = from_pretrained(source)
-    with torch.no_grad():
-        for p in trained.parameters():
-            p.add_(0.05 * torch.randn(p.shape, generator=seeded(2)))
+    trained = tiny(tied, seed=2)
     export(trained, source, out, dict(eos_token_id=[66, 5], do_sample=True), torch.float32)
     found = contents(out)
-    assert {name for name in found if "safetensors" not in name} == {
-        *texts, "config.json", "generation_config.json"
-    }  # fmt: skip
+    here = {name for name in found if "safetensors" not in name}
+    assert here == {*texts, "config.json", "generation_config.json"}
     assert all(found[name] == text.encode() for name, text in texts.items())
     config = json.loads(found["config.json"])
     assert (config["bos_token_id"], config["eos_token_id"]) == (1, 66)
     assert (config["max_position_embeddings"], config["vocab_size"]) == (777, 67)
     assert config["sliding_window"] is None  # unsaid, transformers 4.51 masks what is 4,096 away
-    loaded, info = AutoModelForCausalLM.from_pretrained(
-        out, dtype=torch.float32, output_loading_info=True
-    )
+    how = dict(dtype=torch.float32, output_loading_info=True)
+    loaded, info = AutoModelForCausalLM.from_pretrained(out, **how)
     assert not any(info.values()), info
     assert loaded.config.rope_parameters["rope_theta"] == 1e4
     assert loaded.generation_config.eos_token_id == [66, 5]
@@ -524,13 +501,10 @@ def test_the_export_is_what_transformers_loads(tied, shard, tmp_path, monkeypatc
         mine = generate(trained, [prompt.tolist()], 1, 12, (66, 5), Sampling(0.0)).responses()[0]
         assert prompt.tolist() + mine == text and len(text) > n
     # a run's own folder is a source too; a run that went on overwrites what it had written
-    again, said = tmp_path / "again", dict(eos_token_id=[66])
-    export(tiny(tied, seed=5), tmp_path / "run", again, said, torch.float32)
-    assert (again / "tokenizer.json").exists()
-    export(tiny(tied, seed=5), source, out, said, torch.float32)
-    both = (contents(folder).items() for folder in (again, out))
-    one, two = ({name: x for name, x in found if "safetensors" in name} for found in both)
-    assert one == two
+    last = tiny(tied, seed=5)
+    for place, folder in ((tmp_path / "run", tmp_path / "again"), (source, out)):
+        export(last, place, folder, dict(eos_token_id=[66]), torch.float32)
+        assert (folder / "tokenizer.json").exists() and same(from_pretrained(folder), last)
 
 
 def test_a_published_folder_opens_with_its_padding_known(tmp_path):
@@ -547,12 +521,3 @@ def test_a_published_folder_opens_with_its_padding_known(tmp_path):
     assert open_model(tmp_path / "run")[0].n_vocab == n_vocab
     other = open_model(tmp_path / "a", eos="<|im_end|>")[1]
     assert other.token(other.eos) == "<|im_end|>"
-
-
-def test_what_cannot_be_opened_is_one_line(tmp_path):
-    write_random(tmp_path / "short", merges=0, more_rows=-82)
-    cases = {"nowhere": "no such folder", "short": "282 tokens, but the model has 200 rows"}
-    for name, why in cases.items():
-        with pytest.raises(UserError, match=why) as e:
-            open_model(tmp_path / name)
-        assert str(tmp_path / name) in str(e.value) and "\n" not in str(e.value)
