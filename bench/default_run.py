@@ -23,7 +23,7 @@ from tasks.ask import countdown_of
 from tasks.pretrain import Pretrain, base_model
 
 OUT = Path("runs/search")
-SETTINGS = {  # name -> changes of the recipe and of the flags; `now`: the default until this search
+SETTINGS = {  # name -> changes of the recipe (all but `now` "micro"), changes of the flags
     "now": (dict(size="tiny"), dict(steps=54, lr=1.5e-4)),
     "micro": ({}, dict(lr=1.5e-4)),
     "micro skill 0.9": (dict(skill=0.9), dict(lr=1.5e-4)),
@@ -51,7 +51,7 @@ class Setting:
     seed: int
 
     def recipe(self) -> Pretrain:
-        return Pretrain(**dict(size="micro", p_stop=0.35) | SETTINGS[self.name][0], seed=self.base)
+        return Pretrain(**dict(size="micro") | SETTINGS[self.name][0], seed=self.base)
 
     def folder(self) -> Path:
         return OUT / f"{re.sub('[^a-z0-9.-]+', '_', self.name)}-{self.base}-{self.seed}"
@@ -60,8 +60,7 @@ class Setting:
         return (self.folder() / "summary.json").exists()
 
     def config(self) -> Config:
-        flags = dict(steps=80, lr=3e-4, max_new=160, snapshot_every=0, device="cpu")
-        flags |= SETTINGS[self.name][1]
+        flags = dict(steps=80, lr=3e-4, snapshot_every=0, device="cpu") | SETTINGS[self.name][1]
         base, _ = base_model(self.recipe(), countdown_of(Config(**flags)))
         every = flags["steps"] // 2
         where = dict(model=str(base), out=str(self.folder()), seed=self.seed, eval_every=every)

@@ -55,7 +55,7 @@ ARMS = dict(
     double={},  # twice the prompts
 )
 # learning rates of AdamW; of SGD the lengths of its steps, which the clip makes all equal
-RATES = dict(adamw=(2e-4, 4e-4, 1e-4, 8e-4), sgd=(0.01, 0.02, 0.04, 0.08, 0.16))
+RATES = dict(adamw=(2e-4, 4e-4, 1e-4, 8e-4), sgd=(0.01, 0.02, 0.04, 0.08))
 MIDDLE = RATES["adamw"][:2]
 CLIP = 1e-4  # below every gradient's norm
 PAIR, OTHERS = ("all", "top"), ("decisions", "anneal", "base", "double")
@@ -106,7 +106,7 @@ def world_of(share: float, entropy: float) -> dict:
 def base_of(share: float, entropy: float, seed: int) -> Path:
     """The base model's folder: pretrained with filler that any later entropy knows the words of,
     then fine-tuned in its own world."""
-    root = Pretrain(size="micro", steps=2400, skill=0.5, p_stop=0.35, seed=seed)
+    root = Pretrain(size="micro", steps=2400, skill=0.5, seed=seed)
     start, _ = base_model(root, Countdown(**world_of(share, 1.8)))
     fine = replace(root, steps=300, lr=2e-3, start=str(start))
     return base_model(fine, Countdown(**world_of(share, entropy)))[0]

@@ -30,12 +30,12 @@ from tasks.countdown import Countdown
 class Pretrain:
     """The base model's recipe; it names the cached base, so a changed recipe is a new base."""
 
-    size: str = "micro"  # a name in model.SIZES
+    size: str = "tiny"  # a name in model.SIZES
     steps: int = 3200  # optimizer steps
     batch: int = 16  # traces a step; larger batches learn less in the same time
     lr: float = 4e-3  # peak learning rate of AdamW; 50 steps of warm-up, then cosine to 0
     skill: float = 0.7  # share of traces that prefer moves which keep the goal reachable
-    p_stop: float = 0.1  # chance to give up after a failed try
+    p_stop: float = 0.35  # chance to give up after a failed try
     seed: int = 0
     start: str = ""  # folder of a base that it goes on from; new words get new rows
 
