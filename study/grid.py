@@ -55,7 +55,7 @@ ARMS = dict(
     double={},  # twice the prompts
 )
 # learning rates of AdamW; of SGD the lengths of its steps, which the clip makes all equal
-RATES = dict(adamw=(2e-4, 4e-4, 1e-4, 8e-4), sgd=(0.01, 0.02, 0.04, 0.08))
+RATES = dict(adamw=(2e-4, 4e-4, 1e-4, 8e-4), sgd=(0.01, 0.02, 0.04, 0.08, 0.16))
 MIDDLE = RATES["adamw"][:2]
 CLIP = 1e-4  # below every gradient's norm
 PAIR, OTHERS = ("all", "top"), ("decisions", "anneal", "base", "double")
