@@ -305,7 +305,7 @@ CASES = {
     "tokens of a kind": dict(keep="decisions", updates=2, grad_clip=9.0),
     "random": dict(keep="random", updates=2, optimizer="sgd", lr=0.3, grad_clip=0.5),
     "uneven groups": dict(updates=4, prompts=6, normalize="all", beta2=0.9, weight_decay=2.0),
-    "no group is mixed": dict(prompts=2, temperature=0.02),
+    "no group is mixed": dict(prompts=2, temperature=0.02, rounds=3),
 }
 
 
