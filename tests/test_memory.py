@@ -11,6 +11,7 @@ import subprocess
 import sys
 from contextlib import redirect_stdout, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,30 +34,25 @@ spec.loader.exec_module(bench)
 
 CPU = torch.device("cpu")
 ENV = os.environ | bench.MALLOC | dict(PYTHONPATH=str(ROOT))
-FEW = Config(oversample=1.0, updates=1, prompts=8, group=4, max_prompt=8, microbatch=512)
+BASE = Config(oversample=1.0, updates=1, prompts=8, group=4, max_prompt=8, microbatch=512)
+few = partial(replace, BASE)
 WIDE = Shape(64, 2, 2, 1, 32, 128, vocab_size=32768, tie_embeddings=False)
 BIG = Shape(256, 2, 4, 2, 64, 512, vocab_size=40960)
+FREE = replace(BIG, tie_embeddings=False)
 DEEP = Shape(384, 10, 6, 3, 64, 1536, vocab_size=2048)
+THICK = Shape(64, 4, 4, 4, 128, 128, vocab_size=512)
 # what takes the most there: (shape, flags); few of the prompts that are sampled are trained on
 SHAPES = {
-    "gradient of a wide matrix": (
-        replace(BIG, tie_embeddings=False), replace(FEW, prompts=2, max_new=12, microbatch=80)
-    ),
-    "gradients of a tied one": (BIG, replace(FEW, prompts=2, max_new=12, microbatch=80)),
-    "logits that are kept": (WIDE, replace(FEW, keep="all", max_new=24)),
-    "a pass without gradient": (WIDE, replace(FEW, rho=0.05, max_new=24)),
-    "logits that are drawn from": (
-        WIDE, replace(FEW, prompts=1, oversample=16.0, group=16, max_new=3, microbatch=64)
-    ),
-    "deep, bf16, recompute": (
-        DEEP, replace(FEW, prompts=2, oversample=2.0, max_new=16, microbatch=128, dtype="bfloat16",
-                      recompute=True)
-    ),
-    "large KV cache": (
-        Shape(64, 4, 4, 4, 128, 128, vocab_size=512),
-        replace(FEW, prompts=2, oversample=2.0, group=16, max_prompt=188, max_new=4,
-                microbatch=2048),
-    ),
+    "gradient of a wide matrix": (FREE, few(prompts=2, max_new=12, microbatch=80)),
+    "gradients of a tied one": (BIG, few(prompts=2, max_new=12, microbatch=80)),
+    "logits that are kept": (WIDE, few(keep="all", max_new=24)),
+    "a pass without gradient": (WIDE, few(rho=0.05, max_new=24)),
+    "logits that are drawn from":
+        (WIDE, few(prompts=1, oversample=16.0, group=16, max_new=3, microbatch=64)),
+    "deep, bf16, recompute": (DEEP, few(
+        prompts=2, oversample=2.0, max_new=16, microbatch=128, dtype="bfloat16", recompute=True)),
+    "large KV cache": (THICK, few(
+        prompts=2, oversample=2.0, group=16, max_prompt=188, max_new=4, microbatch=2048)),
 }  # fmt: skip
 
 
