@@ -39,8 +39,9 @@ def padded(tied: bool = True) -> Transformer:
 @pytest.mark.parametrize("tied", (True, False))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 def test_the_samplers_logprobs_and_entropies_are_the_trainers(dtype, tied, temperature):
-    how, model = Sampling(temperature), compute_copy(padded(tied), dtype)
-    samples = generate(model, PROMPTS, 4, 48, None, how)
+    model = compute_copy(padded(tied), dtype)
+    samples = generate(model, PROMPTS, 4, 48, None, Sampling(temperature))
+    assert samples.tokens.max() < N_VOCAB  # no padding: the copy knows it too
     with torch.no_grad():
         logprobs, entropy = model(*samples.scored(), temperature)
     assert logprobs.dtype == entropy.dtype == torch.float32
@@ -54,23 +55,7 @@ def test_the_samplers_logprobs_and_entropies_are_the_trainers(dtype, tied, tempe
         assert (logprobs - samples.logprobs).abs().max() > 1e-4  # it is bf16
 
 
-@pytest.mark.parametrize(
-    "how",
-    (Sampling(), Sampling(0.0), Sampling(3.0), Sampling(top_p=0.9), Sampling(0.6, 2.0, 1.5)),
-    ids=("T1", "greedy", "T3", "top_p", "two"),
-)
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
-def test_padding_ids_are_never_sampled(dtype, how):
-    model = compute_copy(padded(), dtype)
-    assert model.n_vocab == N_VOCAB  # the copy must know it too
-    tokens = generate(model, PROMPTS, 4, 24, None, how)
-    assert tokens.tokens.max() < N_VOCAB
-    model.n_vocab = SHAPE.vocab_size
-    wide = generate(model, PROMPTS, 4, 24, None, how)
-    assert (wide.tokens >= N_VOCAB).sum() > 20  # and without the bound they are
-
-
-def test_padding_rows_take_no_part_in_the_trainers_distribution():
+def test_padding_rows_take_no_part_in_the_distribution():
     model, (tokens, cu) = padded().double(), stream()
     rows = torch.arange(20)
     logp, entropy = model(tokens, cu, rows, tokens[rows + 1], 0.7)
@@ -78,9 +63,10 @@ def test_padding_rows_take_no_part_in_the_trainers_distribution():
     assert_close(logp, expected.gather(-1, tokens[rows + 1][:, None])[:, 0])
     assert_close(entropy, -(expected.exp() * expected).sum(-1))
     logp.sum().backward()
-    embedded = tokens.unique()
-    touched = model.head_weight.grad[N_VOCAB:]
-    assert not touched.any() and embedded.max() < N_VOCAB
+    assert not model.head_weight.grad[N_VOCAB:].any() and tokens.max() < N_VOCAB
+    model.n_vocab = SHAPE.vocab_size  # without the bound they would have most of it
+    wide = generate(model, PROMPTS, 4, 24, None, Sampling())
+    assert (wide.tokens >= N_VOCAB).sum() > 20
 
 
 # ------------------------------------------------------------------ the bf16 compute copy
@@ -122,6 +108,7 @@ def test_gradients_are_summed_in_fp32(tied):
 
 @pytest.mark.parametrize("tied", (True, False))
 def test_the_copy_follows_the_master(tied):
+    """Which stays in fp32: a bf16 weight of 1 stays 1 when 0.001 is added, however often."""
     master = tiny(tied)
     policy = compute_copy(master, torch.bfloat16)
     optimizer = make_optimizer([*master.parameters()], 1e-2, 0.1, 0.999)
@@ -138,19 +125,6 @@ def test_the_copy_follows_the_master(tied):
             assert torch.equal(q, p.detach().bfloat16()) and not torch.equal(q, old)
     assert ids == [id(p) for p in policy.parameters()]  # the hooks live on these
     assert len(ids) == len(list(master.parameters())) and tied == (not hasattr(policy, "lm_head"))
-
-
-def test_small_steps_are_not_lost():
-    """A bf16 weight of 1 stays 1 when 0.001 is added; its fp32 master arrives after many."""
-    master = tiny()
-    policy = compute_copy(master, torch.bfloat16)
-    norm, copied = master.model.norm.weight, policy.model.norm.weight
-    with torch.no_grad():
-        norm.fill_(1.0)
-        for _ in range(10):
-            norm += 0.001
-            copy_weights(master, policy)
-    assert copied[0].item() == torch.tensor(1.01).bfloat16().item() != 1.0
 
 
 # ------------------------------------------------------------------ recomputation
