@@ -93,9 +93,8 @@ def measured() -> dict:
     own: see the end of this file."""
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("peak resident memory by phase is read from Linux's /proc")
-    done = subprocess.run(
-        [sys.executable, __file__], env=ENV, capture_output=True, text=True, timeout=PATIENCE
-    )
+    own = dict(env=ENV, capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run([sys.executable, __file__], **own)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -104,16 +103,10 @@ def measured() -> dict:
 def test_the_preflight_is_near_the_measured_peak(name, measured):
     """Within 8 %: what the libraries have for themselves, 5 MB or so of some 150.  It sees a second
     copy of a wide matrix or of the logits.  bf16 on a CPU has buffers of its own on top."""
-    m, c = SHAPES[name]
-    found, expected = measured[name], peaks(preflight(m, c))
-    print(f"\n{name:28s}{'predicted':>12s}{'measured':>12s}")
-    for phase in expected:
-        mib = (f"{x[phase] / 2**20:8.1f} MiB" for x in (expected, found))
-        print(f"{phase:28s}", *mib, f"{expected[phase] / found[phase] - 1:+8.1%}", sep="")
+    (m, c), found = SHAPES[name], measured[name]
+    expected, most = peaks(preflight(m, c)), 0.15 if c.dtype == "bfloat16" else 0.08
     assert max(found["rollout"], found["update"]) > 150 * 2**20  # large beside any noise
-    for phase in expected:
-        most = 0.15 if c.dtype == "bfloat16" else 0.08
-        assert abs(expected[phase] / found[phase] - 1) < most, phase
+    assert expected == {k: pytest.approx(found[k], rel=most) for k in expected}
 
 
 # ------------------------------------------------------------------ the count
