@@ -1,6 +1,5 @@
 """The preflight against the memory that a step really takes, and what it says and refuses."""
 
-import importlib.util
 import io
 import json
 import math
@@ -17,20 +16,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also without pytest
 from common import PATIENCE, ROOT
 
 import fork_gpt
+from bench import memory as bench
 from fork_gpt import Config
 from infra import flags, memory
 from infra.files import UserError
 from infra.memory import GIB, kept_by_block, peaks, preflight
 from model import SIZES, Block, Shape, attend, positions_of, rope
-
-spec = importlib.util.spec_from_file_location("bench_memory", ROOT / "bench" / "memory.py")
-bench = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(bench)
 
 CPU = torch.device("cpu")
 ENV = os.environ | bench.MALLOC | dict(PYTHONPATH=str(ROOT))

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 from common import TIMING, all_logits, config, rounding, seeded, stream, tiny
-from test_memory import bench
 from torch.testing import assert_close
 
 import fork_gpt
 import parallel
+from bench.memory import FixedWorld
 from infra.files import Clock
 from model import Block, Shape, Transformer
 from parallel import compute_copy, copy_weights
@@ -181,14 +181,14 @@ def test_a_bf16_run_resumes_bit_for_bit(tied, tmp_path):
     problems = [torch.randint(0, 60, (3,), generator=seeded(i)).tolist() for i in range(12)]
     straight = fork_gpt.begin(tiny(tied), problems, c, Clock())
     for _ in range(2):
-        fork_gpt.step(straight, bench.FixedWorld(), problems, c)
+        fork_gpt.step(straight, FixedWorld(), problems, c)
     parallel.save_state(tmp_path, straight)
     other = tiny(tied, seed=7)  # everything is another than it should be
     resumed = fork_gpt.begin(other, problems, c, Clock())
     parallel.load_state(tmp_path / "000002", resumed)
     lines = []
     for state in (straight, resumed):
-        line = fork_gpt.step(state, bench.FixedWorld(), problems, c)
+        line = fork_gpt.step(state, FixedWorld(), problems, c)
         lines.append({k: v for k, v in line.items() if k not in TIMING})
     assert lines[0] == lines[1] and lines[0]["step"] == 3 and lines[0]["grad_norm"] > 0
     for kind in ("model", "policy"):
