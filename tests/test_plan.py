@@ -2,30 +2,28 @@
 much as all 64 of them, which take a minute."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 import weakref
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from common import PATIENCE, ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import fork_gpt  # noqa: E402
-import model as network  # noqa: E402
-import parallel  # noqa: E402
-from fork_gpt import Config  # noqa: E402
-from infra import memory  # noqa: E402
-from infra.memory import cut  # noqa: E402
-from model import SIZES, Shape  # noqa: E402
-from rollout import Sampling, Slots  # noqa: E402
+import fork_gpt
+import model as network
+import parallel
+from fork_gpt import Config
+from infra import memory
+from infra.memory import cut
+from model import SIZES, Shape
+from rollout import Sampling, Slots
 
 DP, TP = 16, 8
 PAPER = Config(
@@ -120,8 +118,9 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module", params=[8, pytest.param(64, marks=pytest.mark.slow)])
 def found(request) -> dict:
+    own = dict(env=os.environ | dict(PYTHONPATH=str(ROOT)), timeout=PATIENCE)
     line = [sys.executable, __file__, str(request.param)]
-    out = subprocess.run(line, capture_output=True, text=True, timeout=600)
+    out = subprocess.run(line, **own, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr[-2000:]
     return json.loads(out.stdout.splitlines()[-1]) | dict(shape=shape(request.param))
 
