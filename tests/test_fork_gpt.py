@@ -183,7 +183,10 @@ def test_which_flags_a_run_may_go_on_with(tmp_path):
         anew = {k: x for k, x in anew.items() if k not in ("lr", refused)}
         again = fork_gpt.configure(dict(resume=c.out) | anew)
         assert again == replace(c, resume=c.out, **anew)
-        fork_gpt.claim_folder(again)  # and its folder is its own
+        fork_gpt.claim_folder(again)  # and its folder is its own, and nobody else's
+        (tmp_path / refused / "metrics.jsonl").write_text("{}\n")
+        with pytest.raises(UserError, match="--lr 0.00015 there, 0.1 here"):
+            fork_gpt.claim_folder(replace(c, lr=0.1))
 
 
 # ---------------------------------------------------------------------- bad input
@@ -210,15 +213,6 @@ def test_a_wrong_flag_is_one_clear_line(line, words, capsys, monkeypatch, tmp_pa
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and all(w in said for w in words.split("|")), said
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_of_another_config_is_refused(tmp_path):
-    c = Config(out=str(tmp_path / "r"))
-    fork_gpt.claim_folder(c)
-    fork_gpt.claim_folder(c)
-    (tmp_path / "r/metrics.jsonl").write_text("{}\n")
-    with pytest.raises(UserError, match="--lr 0.00015 there, 0.1 here"):
-        fork_gpt.claim_folder(replace(c, lr=0.1))
 
 
 def test_help_names_every_flag_with_its_default_in_under_90_lines(capsys):
