@@ -63,14 +63,6 @@ def test_ranks_keep_what_one_process_keeps_of_all():
     assert ties > 60, "a weak test"
 
 
-def test_nobody_keeps_nothing():
-    mask, tau = largest(torch.zeros(3), 0, torch.arange(3), lambda x: x)
-    assert mask.tolist() == [False] * 3 and tau == torch.inf
-    alone, x = Ranks(), torch.tensor([1.0])
-    assert alone.sum(x) is x and alone.first and alone.gather("a") == ["a"] and alone.number == 0
-    assert alone.total(1, 2.5) == [1, 2.5] and alone.any(True) and not alone.any(False)
-
-
 @pytest.mark.parametrize("budget, parts", [
     (1, [[2], [0], [4], [1], [3]]), (7, [[2], [0], [4, 1, 3]]), (8, [[2], [0, 4], [1, 3]]),
     (12, [[2, 0], [4, 1, 3]]), (19, [[2, 0, 4, 1, 3]]),
