@@ -16,13 +16,9 @@ from model import SIZES, Shape, Transformer, count_parameters, entropy_of, posit
 HEADS = [(1, 16), (2, 16), (4, 16), (2, 12), (4, 8)]  # n_kv_head, head_dim
 # logits of these models are below 8, and some forty operations lead there
 FP32 = rounding(8, 40)
-
-
-def next_rows(lengths: list[int] = LENGTHS) -> torch.Tensor:
-    """Positions whose next token is in the same sequence."""
-    starts = [sum(lengths[:i]) for i in range(len(lengths))]
-    pairs = zip(starts, lengths, strict=True)
-    return torch.tensor([s + i for s, n in pairs for i in range(n - 1)])
+ROWS = torch.arange(sum(LENGTHS))
+# those whose next token is in the same sequence
+NEXT = ROWS[~torch.isin(ROWS + 1, torch.tensor(LENGTHS).cumsum(0))]
 
 
 # ------------------------------------------------------------------ against transformers
@@ -37,8 +33,7 @@ def test_logits_and_gradients_equal_transformers(tied, n_kv_head, head_dim):
     expected = [theirs(x[None]).logits[0] for x in tokens.split(LENGTHS)]
     assert_close(all_logits(ours, tokens, cu_seqlens), torch.cat(expected), rtol=0, atol=FP32)
 
-    rows = next_rows()
-    (-ours(tokens, cu_seqlens, rows, tokens[rows + 1])[0].sum()).backward()
+    (-ours(tokens, cu_seqlens, NEXT, tokens[NEXT + 1])[0].sum()).backward()
     parts = zip(expected, tokens.split(LENGTHS), strict=True)
     sum(F.cross_entropy(x[:-1], y[1:], reduction="sum") for x, y in parts).backward()
     for name, p in theirs.named_parameters():
@@ -129,7 +124,7 @@ def test_selected_rows_equal_the_naive_head_in_fp64(tied, temperature, chunk, si
     monkeypatch.setattr(model, "HEAD_CHUNK", chunk)
     head, ours.head = ours.head, lambda h, *rest: found.append(len(h)) or head(h, *rest)
     tokens, cu_seqlens = stream()
-    rows = next_rows()[torch.tensor([20, 3, 4, 11, 3, 0])]  # any order, one of them twice
+    rows = NEXT[torch.tensor([20, 3, 4, 11, 3, 0])]  # any order, one of them twice
     targets = (tokens[rows + 1] + torch.tensor([0, 0, 1, 2, 5, 0])) % 67
     weights = torch.randn(len(rows), dtype=torch.double, generator=seeded(2))
     arguments = (tokens, cu_seqlens, rows, targets, temperature)
@@ -186,16 +181,15 @@ def test_bf16_weights_give_fp32_logprobs_and_entropies():
     """bf16 entropies tie by the hundred, and the ranking that the method lives on is lost."""
     ours = tiny().bfloat16()
     tokens, cu_seqlens = stream()
-    rows = next_rows()
-    targets = tokens[rows + 1]
+    targets = tokens[NEXT + 1]
     for temperature in (1.0, 0.7):
-        logprobs, entropy = ours(tokens, cu_seqlens, rows, targets, temperature)
+        logprobs, entropy = ours(tokens, cu_seqlens, NEXT, targets, temperature)
         assert logprobs.dtype == entropy.dtype == torch.float32
         # of the same rows: another shape may be another kernel, and another last bit of 8
-        logits = ours.logits(ours.hidden(tokens, cu_seqlens)[rows])
+        logits = ours.logits(ours.hidden(tokens, cu_seqlens)[NEXT])
         assert logits.dtype == torch.bfloat16  # nothing on the way was promoted silently
         logp = (logits.float() / temperature).log_softmax(-1)
-        assert_close(logprobs, logp[torch.arange(len(rows)), targets], rtol=0, atol=FP32)
+        assert_close(logprobs, logp[torch.arange(len(NEXT)), targets], rtol=0, atol=FP32)
         assert_close(entropy, -(logp.exp() * logp).sum(-1), rtol=0, atol=FP32)
-        assert len(entropy.unique()) == len(rows)
-        assert len(entropy.bfloat16().unique()) < len(rows)  # what rounding would have done
+        assert len(entropy.unique()) == len(NEXT)
+        assert len(entropy.bfloat16().unique()) < len(NEXT)  # what rounding would have done
