@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from contextlib import chdir, nullcontext, redirect_stdout, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -129,6 +128,12 @@ def test_what_was_measured_of_which_model_on_which_split(whole):
     assert saved(folder)["problems"] == ask.digest(splits["train"], c)
 
 
+def dying(n: int, whole):
+    """`whole`, whose call number n ends in StopIteration."""
+    left = iter(range(n - 1))
+    return lambda *a, **k: (next(left), whole(*a, **k))[1]
+
+
 # `fork_gpt.py` again and again, which is stopped in updates 2 and 6, of four a step, and dies in 14
 STRUCK = f"""
 import os, signal, sys
@@ -164,9 +169,7 @@ def test_stopped_and_killed_it_resumes_bit_for_bit(whole, here, monkeypatch):
         logged.append((len(metrics(out)), kept[-1:]))
         if at:
             (out / "metrics.jsonl").open("a").write('{"step": 99, "rew' * (logged[-1][0] < 7))
-            left = iter(range(at - 1))  # in call number `at` there is none
-            dying = partial(lambda left, *a, **k: (next(left), update(*a, **k))[1], left)
-            monkeypatch.setattr(fork_gpt, "update", dying)
+            monkeypatch.setattr(fork_gpt, "update", dying(at, update))
             with pytest.raises(StopIteration) if at < 999 else nullcontext():
                 fork_gpt.run(config("--resume", str(out)), lambda: False)
     assert logged == [(3, [2]), (3, [2]), (2, [2]), (7, [7])], "a weak test"
