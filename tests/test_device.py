@@ -32,23 +32,19 @@ def device(request) -> torch.device:
 def test_attention_is_that_of_each_sequence_alone(device, dtype):
     """Forward and backward, against fp64: an average of values below 4, of which the weights and
     the result are rounded, and for a gradient sums of 33 of them."""
-    lengths, heads = [1, 33, 33, 7], (4, 2, 2)
+    lengths, S, heads = [1, 33, 33, 7], 74, (4, 2, 2)
     cu = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int().to(device)
-    q, k, v = (
-        torch.randn(sum(lengths), n, 16, generator=seeded(n + i), dtype=torch.float64)
-        for i, n in enumerate(heads)
-    )
-    given = [x.to(dtype).to(device).requires_grad_() for x in (q, k, v)]
+    noise = (torch.randn(S, n, 16, generator=seeded(n + i)) for i, n in enumerate(heads))
+    given = [x.to(dtype).to(device).requires_grad_() for x in noise]
     exact = [x.detach().double().cpu().requires_grad_() for x in given]
     out = attend(*given, cu, lengths)
     parts = []
     for q_, k_, v_ in zip(*(x.split(lengths) for x in exact), strict=True):
         k_, v_ = (x.repeat_interleave(2, 1) for x in (k_, v_))
         scores = torch.einsum("ihd,jhd->hij", q_, k_) / 4
-        causal = torch.ones(len(q_), len(q_), dtype=torch.bool).tril()
-        parts.append(
-            torch.einsum("hij,jhd->ihd", scores.masked_fill(~causal, -1e9).softmax(-1), v_)
-        )
+        later = torch.ones(len(q_), len(q_), dtype=torch.bool).triu(1)
+        shares = scores.masked_fill(later, -1e9).softmax(-1)
+        parts.append(torch.einsum("hij,jhd->ihd", shares, v_))
     expected = torch.cat(parts)
     assert (out.double().cpu() - expected).abs().max() < 8 * 4 * EPS[dtype]
     weight = torch.randn(out.shape, generator=seeded(9), dtype=torch.float64)
@@ -83,9 +79,14 @@ class Waits(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(
-    "how", [Sampling(), Sampling(0.7, top_p=0.9), Sampling(0.5, threshold=1.0)]
-)
+HOWS = [Sampling(), Sampling(0.7, top_p=0.9), Sampling(0.5, threshold=1.0)]
+
+
+def buffers(slots: Slots) -> dict[str, int]:
+    return {k: x.data_ptr() for k, x in vars(slots).items() if isinstance(x, torch.Tensor)}
+
+
+@pytest.mark.parametrize("how", HOWS)
 def test_a_decode_step_asks_the_host_nothing_and_keeps_nothing(device, how):
     """What it takes it gives back, and its buffers stay where they are: a graph could hold it."""
     model = random_model(SHAPE).to(device)
@@ -94,13 +95,10 @@ def test_a_decode_step_asks_the_host_nothing_and_keeps_nothing(device, how):
     with torch.no_grad():
         slots.admit([[5, 6, 7], [8], [9, 9]], 0, 2)
         slots.step()
-        before = {k: x.data_ptr() for k, x in vars(slots).items() if isinstance(x, torch.Tensor)}
+        before = buffers(slots)
         with Waits() as waits:
             slots.step()
-    assert not waits.found
-    assert before == {
-        k: x.data_ptr() for k, x in vars(slots).items() if isinstance(x, torch.Tensor)
-    }
+    assert not waits.found and buffers(slots) == before
     assert int(slots.count.max()) == 3
 
 

@@ -4,7 +4,6 @@ learned.  A whole step is test_step.py's."""
 import math
 from dataclasses import fields, replace
 from fractions import Fraction
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,13 +11,12 @@ from common import TIMING, config, random_model, seeded
 from test_step import Sums
 
 import fork_gpt
-from fork_gpt import Config, group_advantages, keep_mask, overlong_penalty, surrogate, top_entropy
+from fork_gpt import Config, surrogate, top_entropy
 from infra import flags
 from infra.files import Clock, UserError
 from model import Shape
-from parallel import kth_largest
 from rollout import generate
-from tasks.ask import countdown_of, draw, folder_of, recipe_of, remark
+from tasks.ask import countdown_of, folder_of, recipe_of, remark
 from tasks.countdown import Countdown
 from tasks.pretrain import Pretrain
 
@@ -27,32 +25,19 @@ from tasks.pretrain import Pretrain
 TEN = [0.8, 0.0, 0.5, 1.0, 0.3, 0.2, 0.9, 0.1, 0.7, 0.4]
 
 
-@pytest.mark.parametrize("rho, kept, tau", [
-    (0.1, {3}, 1.0), (0.2, {3, 6}, 0.9), (0.5, {0, 2, 3, 6, 8}, 0.5), (1.0, set(range(10)), 0.0),
-    (1e-9, {3}, 1.0),  # a share that rounds to no token: the 0-th largest was asked for
+@pytest.mark.parametrize("h, rho, kept, tau", [
+    (TEN, 0.1, {3}, 1.0), (TEN, 0.2, {3, 6}, 0.9), (TEN, 0.5, {0, 2, 3, 6, 8}, 0.5),
+    (TEN, 1.0, {*range(10)}, 0.0), ([0.0], 0.2, {0}, 0.0), ([], 0.2, set(), math.inf),
+    (TEN, 1e-9, {3}, 1.0),  # a share that rounds to no token: the 0-th largest was asked for
+    # `>= quantile` keeps everything when entropies tie, as a confident small model's do
+    ([0.1, 0.25, 0.25, 0.25, 0.3], 0.6, {1, 2, 4}, 0.25), ([0.25] * 1000, 0.2, {*range(200)}, 0.25),
+    # a certain token's H can come out as -1e-9 or -0.0, whose bits sort above every number
+    ([-1e-9, 0.5, -0.0, 0.4, 0.3], 0.4, {1, 3}, 0.4),
 ])  # fmt: skip
-def test_kept_set_by_hand(rho, kept, tau):
-    mask, got = top_entropy(torch.tensor(TEN), rho)
+def test_kept_set_by_hand(h, rho, kept, tau):
+    mask, got = top_entropy(torch.tensor(h), rho)
     assert set(mask.nonzero()[:, 0].tolist()) == kept
     assert got == pytest.approx(tau)
-
-
-def test_ties_keep_exactly_k_first_in_position():
-    """`>= quantile` keeps everything when entropies tie, as a confident small model's do."""
-    h = torch.full((1000,), 0.25)
-    h[::10] = torch.linspace(0, 1, 100)
-    for rho in (0.1, 0.2, 0.5, 0.77, 1.0):
-        mask, tau = top_entropy(h, rho)
-        order = sorted(range(1000), key=lambda i: (-h[i].item(), i))
-        k = round(rho * 1000)
-        assert mask.nonzero()[:, 0].tolist() == sorted(order[:k])
-        assert tau == h[order[k - 1]].item()
-
-
-def test_one_token_and_empty_pool():
-    assert top_entropy(torch.tensor([0.0]), 0.2)[0].tolist() == [True]
-    mask, tau = top_entropy(torch.zeros(0), 0.2)
-    assert mask.tolist() == [] and tau == math.inf
 
 
 def test_the_count_is_the_ceiling_of_the_decimal_product():
@@ -65,21 +50,6 @@ def test_the_count_is_the_ceiling_of_the_decimal_product():
         assert top_entropy(torch.rand(n, generator=seeded()), rho)[0].sum() == k, (rho, n)
 
 
-def test_negative_rounding_is_the_least_entropy():
-    """A certain token's H can come out as -1e-9 or -0.0, whose float bits sort above every
-    number."""
-    mask, tau = top_entropy(torch.tensor([-1e-9, 0.5, -0.0, 0.4, 0.3]), 0.4)
-    assert mask.tolist() == [False, True, False, True, False] and tau == pytest.approx(0.4)
-
-
-def test_threshold_equals_a_sort():
-    """Non-negative floats sort like their bits."""
-    x = torch.rand(100_000, generator=seeded()).log().neg()
-    ordered = x.sort(descending=True).values.view(torch.int32)
-    for k in (1, 2, 777, 20_000, 99_999, 100_000):
-        assert kth_largest(x.view(torch.int32), k, lambda counts: counts) == ordered[k - 1]
-
-
 def test_threshold_of_more_than_2_to_the_24_values():
     """torch.quantile raises above; a long-answer batch has more tokens."""
     n = 2**24 + 4096
@@ -89,38 +59,7 @@ def test_threshold_of_more_than_2_to_the_24_values():
     assert int(mask.sum()) == k and mask[:k].all() and tau == n - k
 
 
-def test_keep_modes():
-    h, number = torch.tensor(TEN), torch.arange(10)
-
-    def keep(which: str, lots: int = 0) -> tuple[torch.Tensor, float]:
-        return keep_mask(Config(keep=which), h, number % 3, number, None, lots)
-
-    (top, _), (bottom, tau) = keep("top"), keep("bottom")
-    assert (top ^ bottom).all() and bottom.sum() == 8 and tau == pytest.approx(0.9)
-    assert keep("all")[0].all()
-    assert keep("decisions")[0].nonzero()[:, 0].tolist() == [1, 4, 7] and keep("decisions")[1] == 0
-    counts = sum(keep("random", i)[0].int() for i in range(500))
-    assert counts.sum() == 1000
-    # 10 binomials of mean 100, sd 8.9: five sd is passed by chance once in 10^5 runs of this test
-    assert ((counts - 100).abs() < 45).all()
-
-
 # ---------------------------------------------------------------------- the objective
-
-
-def test_advantages_by_hand():
-    """(R - mean) / (std + 1e-6), the std unbiased: [1, 0, 0, 0] has mean 1/4 and std 1/2."""
-    a = group_advantages(torch.tensor([1.0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 1]).double(), 4)
-    one, two = 0.75 / (0.5 + 1e-6), 0.5 / (3**-0.5 + 1e-6)
-    assert a.tolist() == pytest.approx(
-        [one, *[-one / 3] * 3, two, two, -two, -two, 0, 0, 0, 0], rel=1e-12
-    )
-
-
-def test_overlong_penalty_by_hand():
-    lengths = torch.tensor([10, 80, 85, 90, 100])
-    assert overlong_penalty(lengths, 100, 20).tolist() == [0, 0, -0.25, -0.5, -1]
-    assert overlong_penalty(lengths, 100, 0).tolist() == [0] * 5
 
 
 @pytest.mark.parametrize("ratio, advantage, dual, term, clipped", [
@@ -154,59 +93,6 @@ def test_entropies_that_are_not_finite_are_refused_before_anything_is_learned():
         with pytest.raises(UserError, match="not finite.*--lr"):
             fork_gpt.update(model, samples, torch.ones(4), [*range(4)], c, 0, first)
         assert all(p.grad is None for p in model.parameters())
-
-
-# ---------------------------------------------------------------------- sampling problems
-
-
-def test_problems_come_in_epochs_from_their_position():
-    problems = list(range(10))
-    whole = draw(problems, 3, 0, 35)
-    assert sorted(whole[:10]) == sorted(whole[10:20]) == problems and whole[:10] != whole[10:20]
-    assert draw(problems, 3, 17, 9) == whole[17:26]
-    assert draw(problems, 4, 0, 10) != whole[:10]
-
-
-class Scripted:
-    """A world whose reward is scripted: the problem says how many of its answers are right."""
-
-    kinds = None
-
-    def tokenizer(self):
-        return SimpleNamespace(decode=str, eos=0, stops={".": 0})
-
-    def encode(self, problem):
-        return [1, 2]
-
-    def reward(self, problem, text):
-        problem.right -= 1
-        return float(problem.right >= 0)
-
-
-@pytest.mark.parametrize("rights, rounds, seen", [
-    ([2, 0, 4, 1], 2, [4, 2]),  # of round 1's four two are mixed, of the 2 still missing one is
-    ([0, 4], 3, [4, 4, 4]),
-])  # fmt: skip
-def test_dynamic_sampling_refills_is_bounded_and_never_raises(monkeypatch, rights, rounds, seen):
-    """DAPO's and verl's loops raise or hang when they cannot fill a batch."""
-    model, drawn = random_model(Shape(16, 2, 4, 2, 8, 24, 37)), []
-
-    def draw(problems, seed, position, n):
-        drawn.append(n)
-        return [SimpleNamespace(right=rights[(position + i) % len(rights)]) for i in range(n)]
-
-    monkeypatch.setattr(fork_gpt, "draw", draw)
-    c = Config(prompts=4, group=4, rounds=rounds, oversample=1.0, max_new=3)
-    state = fork_gpt.State(model, model, None, None, None, "")
-    samples, advantages, got, metrics = fork_gpt.collect(state, Scripted(), [], c)
-    right = [rights[i % len(rights)] for i in range(sum(seen))]
-    mixed = [i for i, n in enumerate(right) if 0 < n < 4]
-    assert drawn == seen and got == mixed and state.position == len(right)
-    assert metrics["group_pass_rate"] == pytest.approx(len(mixed) / len(right))
-    assert metrics["accuracy"] == pytest.approx(sum(right) / 4 / len(right))
-    assert len(samples.finished) == len(advantages) == 4 * len(right)
-    for g in got:
-        assert advantages[4 * g : 4 * g + 4].mean().abs() < 1e-6 < advantages[4 * g].abs()
 
 
 # ---------------------------------------------------------------------- what a flag does
@@ -297,7 +183,10 @@ def test_which_flags_a_run_may_go_on_with(tmp_path):
         anew = {k: x for k, x in anew.items() if k not in ("lr", refused)}
         again = fork_gpt.configure(dict(resume=c.out) | anew)
         assert again == replace(c, resume=c.out, **anew)
-        fork_gpt.claim_folder(again)  # and its folder is its own
+        fork_gpt.claim_folder(again)  # and its folder is its own, and nobody else's
+        (tmp_path / refused / "metrics.jsonl").write_text("{}\n")
+        with pytest.raises(UserError, match="--lr 0.00015 there, 0.1 here"):
+            fork_gpt.claim_folder(replace(c, lr=0.1))
 
 
 # ---------------------------------------------------------------------- bad input
@@ -324,15 +213,6 @@ def test_a_wrong_flag_is_one_clear_line(line, words, capsys, monkeypatch, tmp_pa
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and all(w in said for w in words.split("|")), said
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_of_another_config_is_refused(tmp_path):
-    c = Config(out=str(tmp_path / "r"))
-    fork_gpt.claim_folder(c)
-    fork_gpt.claim_folder(c)
-    (tmp_path / "r/metrics.jsonl").write_text("{}\n")
-    with pytest.raises(UserError, match="--lr 0.00015 there, 0.1 here"):
-        fork_gpt.claim_folder(replace(c, lr=0.1))
 
 
 def test_help_names_every_flag_with_its_default_in_under_90_lines(capsys):

@@ -1,6 +1,5 @@
 """The preflight against the memory that a step really takes, and what it says and refuses."""
 
-import importlib.util
 import io
 import json
 import math
@@ -11,52 +10,43 @@ import subprocess
 import sys
 from contextlib import redirect_stdout, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also without pytest
 from common import PATIENCE, ROOT
 
 import fork_gpt
+from bench import memory as bench
 from fork_gpt import Config
 from infra import flags, memory
 from infra.files import UserError
 from infra.memory import GIB, kept_by_block, peaks, preflight
 from model import SIZES, Block, Shape, attend, positions_of, rope
 
-spec = importlib.util.spec_from_file_location("bench_memory", ROOT / "bench" / "memory.py")
-bench = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(bench)
-
 CPU = torch.device("cpu")
 ENV = os.environ | bench.MALLOC | dict(PYTHONPATH=str(ROOT))
-FEW = Config(oversample=1.0, updates=1, prompts=8, group=4, max_prompt=8, microbatch=512)
+BASE = Config(oversample=1.0, updates=1, prompts=8, group=4, max_prompt=8, microbatch=512)
+few = partial(replace, BASE)
 WIDE = Shape(64, 2, 2, 1, 32, 128, vocab_size=32768, tie_embeddings=False)
 BIG = Shape(256, 2, 4, 2, 64, 512, vocab_size=40960)
+FREE = replace(BIG, tie_embeddings=False)
 DEEP = Shape(384, 10, 6, 3, 64, 1536, vocab_size=2048)
+THICK = Shape(64, 4, 4, 4, 128, 128, vocab_size=512)
 # what takes the most there: (shape, flags); few of the prompts that are sampled are trained on
 SHAPES = {
-    "gradient of a wide matrix": (
-        replace(BIG, tie_embeddings=False), replace(FEW, prompts=2, max_new=12, microbatch=80)
-    ),
-    "gradients of a tied one": (BIG, replace(FEW, prompts=2, max_new=12, microbatch=80)),
-    "logits that are kept": (WIDE, replace(FEW, keep="all", max_new=24)),
-    "a pass without gradient": (WIDE, replace(FEW, rho=0.05, max_new=24)),
-    "logits that are drawn from": (
-        WIDE, replace(FEW, prompts=1, oversample=16.0, group=16, max_new=3, microbatch=64)
-    ),
-    "deep, bf16, recompute": (
-        DEEP, replace(FEW, prompts=2, oversample=2.0, max_new=16, microbatch=128, dtype="bfloat16",
-                      recompute=True)
-    ),
-    "large KV cache": (
-        Shape(64, 4, 4, 4, 128, 128, vocab_size=512),
-        replace(FEW, prompts=2, oversample=2.0, group=16, max_prompt=188, max_new=4,
-                microbatch=2048),
-    ),
+    "gradient of a wide matrix": (FREE, few(prompts=2, max_new=12, microbatch=80)),
+    "gradients of a tied one": (BIG, few(prompts=2, max_new=12, microbatch=80)),
+    "logits that are kept": (WIDE, few(keep="all", max_new=24)),
+    "a pass without gradient": (WIDE, few(rho=0.05, max_new=24)),
+    "logits that are drawn from":
+        (WIDE, few(prompts=1, oversample=16.0, group=16, max_new=3, microbatch=64)),
+    "deep, bf16, recompute": (DEEP, few(
+        prompts=2, oversample=2.0, max_new=16, microbatch=128, dtype="bfloat16", recompute=True)),
+    "large KV cache": (THICK, few(
+        prompts=2, oversample=2.0, group=16, max_prompt=188, max_new=4, microbatch=2048)),
 }  # fmt: skip
 
 
@@ -97,9 +87,8 @@ def measured() -> dict:
     own: see the end of this file."""
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("peak resident memory by phase is read from Linux's /proc")
-    done = subprocess.run(
-        [sys.executable, __file__], env=ENV, capture_output=True, text=True, timeout=PATIENCE
-    )
+    own = dict(env=ENV, capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run([sys.executable, __file__], **own)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -108,16 +97,10 @@ def measured() -> dict:
 def test_the_preflight_is_near_the_measured_peak(name, measured):
     """Within 8 %: what the libraries have for themselves, 5 MB or so of some 150.  It sees a second
     copy of a wide matrix or of the logits.  bf16 on a CPU has buffers of its own on top."""
-    m, c = SHAPES[name]
-    found, expected = measured[name], peaks(preflight(m, c))
-    print(f"\n{name:28s}{'predicted':>12s}{'measured':>12s}")
-    for phase in expected:
-        mib = (f"{x[phase] / 2**20:8.1f} MiB" for x in (expected, found))
-        print(f"{phase:28s}", *mib, f"{expected[phase] / found[phase] - 1:+8.1%}", sep="")
+    (m, c), found = SHAPES[name], measured[name]
+    expected, most = peaks(preflight(m, c)), 0.15 if c.dtype == "bfloat16" else 0.08
     assert max(found["rollout"], found["update"]) > 150 * 2**20  # large beside any noise
-    for phase in expected:
-        most = 0.15 if c.dtype == "bfloat16" else 0.08
-        assert abs(expected[phase] / found[phase] - 1) < most, phase
+    assert expected == {k: pytest.approx(found[k], rel=most) for k in expected}
 
 
 # ------------------------------------------------------------------ the count

@@ -85,19 +85,13 @@ def test_what_a_run_leaves(whole):
     folder = whole / "runs/x"
     lines = metrics(folder)
     assert [line["step"] for line in lines] == list(range(1, 8))
-    assert any(line["groups"] for line in lines), "nothing was learned from: weak test"
-    for line in lines:
-        assert line.keys() >= lines[0].keys()
-        if line["groups"]:
-            assert line["kept_fraction"] == pytest.approx(0.2, abs=0.02)
-            assert line["entropy_kept"] >= line["tau"] >= 0 and line["max_dlogp"] < 1e-4
-            assert line["entropy_dropped"] <= line["entropy"] <= line["entropy_kept"]
-    assert [line["step"] for line in lines if "val_accuracy" in line] == [3, 6, 7]
-    summary = json.loads((folder / "summary.json").read_text())
+    assert any(line["groups"] for line in lines), "a weak test"
     learned = [line["kept_fraction"] for line in lines if line["groups"]]
+    assert learned == pytest.approx([0.2] * len(learned), abs=0.02)
+    assert all(line["max_dlogp"] < 1e-4 for line in lines)
+    summary = json.loads((folder / "summary.json").read_text())
     assert summary["kept_fraction"] == pytest.approx(sum(learned) / len(learned))
-    assert summary["keep"] == "top" and summary["rho"] == 0.2 and summary["seed"] == 5
-    assert summary["cpu_seconds"] > 0
+    assert (summary["keep"], summary["rho"], summary["seed"]) == ("top", 0.2, 5)
     model, words = weights.load_model(folder)
     trained = saved(folder)
     assert all(torch.equal(p, trained[f"weight {n}"]) for n, p in model.state_dict().items())
@@ -134,20 +128,10 @@ def test_what_was_measured_of_which_model_on_which_split(whole):
     assert saved(folder)["problems"] == ask.digest(splits["train"], c)
 
 
-class Death(BaseException):
-    """What nobody catches."""
-
-
-def dying(calls: int, whole):
-    """`whole`, whose call of this number is the last thing that happens."""
-    left = iter(range(calls - 1))
-
-    def call(*args, **kw):
-        if next(left, None) is None:
-            raise Death
-        return whole(*args, **kw)
-
-    return call
+def dying(n: int, whole):
+    """`whole`, whose call number n ends in StopIteration."""
+    left = iter(range(n - 1))
+    return lambda *a, **k: (next(left), whole(*a, **k))[1]
 
 
 # `fork_gpt.py` again and again, which is stopped in updates 2 and 6, of four a step, and dies in 14
@@ -171,7 +155,7 @@ def test_stopped_and_killed_it_resumes_bit_for_bit(whole, here, monkeypatch):
     """Repeated or skipped batches after a resume are the field's commonest silent defect.  Both
     signals save the step they came in and say how to resume.  With a checkpoint every second step
     it dies with lines in the log that no checkpoint has, before the first line after a resume, and
-    half a line is there as well: once killed by the system, then in this process."""
+    half a line is there as well: once killed by the system, then by an exception."""
     out, logged, update = here / "y", [], fork_gpt.update
     flags = [*SEVEN, "--out", str(out)]
     line = [sys.executable, "-u", "-c", STRUCK, *flags]
@@ -186,7 +170,7 @@ def test_stopped_and_killed_it_resumes_bit_for_bit(whole, here, monkeypatch):
         if at:
             (out / "metrics.jsonl").open("a").write('{"step": 99, "rew' * (logged[-1][0] < 7))
             monkeypatch.setattr(fork_gpt, "update", dying(at, update))
-            with pytest.raises(Death) if at < 999 else nullcontext():
+            with pytest.raises(StopIteration) if at < 999 else nullcontext():
                 fork_gpt.run(config("--resume", str(out)), lambda: False)
     assert logged == [(3, [2]), (3, [2]), (2, [2]), (7, [7])], "a weak test"
     same(whole / "runs/x", out)
@@ -235,49 +219,48 @@ def test_the_log_is_cut_by_whole_lines(tmp_path):
         assert log.path.read_text() == text
 
 
-@pytest.mark.parametrize("evaluate, keep, save, last, val, snapshots, saved", [
-    (3, 2, 4, 7, [3, 6, 7], [2, 4, 6], [4, 7]), (0, 0, 7, 7, [], [], [7]),
-    (7, 9, 9, 7, [7], [], [7]), (2, 5, 2, 5, [2, 4], [5], [2, 4, 5]),
+@pytest.mark.parametrize("evaluate, keep, save, last, measured, kept, saved", [
+    (3, 2, 4, 7, {3, 6, 7}, {2, 4, 6}, {4, 7}), (0, 0, 7, 7, {}, {}, {7}),
+    (7, 9, 9, 7, {7}, {}, {7}), (2, 5, 2, 5, {2, 4}, {5}, {2, 4, 5}),
 ])  # fmt: skip
 def test_which_steps_are_measured_kept_and_saved(
-    evaluate, keep, save, last, val, snapshots, saved, monkeypatch, tmp_path
+    evaluate, keep, save, last, measured, kept, saved, monkeypatch, tmp_path
 ):
     """--eval-every, --snapshot-every, --save-every of seven steps; the last is always measured,
-    unless none is, and always saved; when stopped, that step is saved too."""
+    unless none is, and always saved; when stopped, that step is saved too.  The log is never behind
+    a checkpoint."""
     done = []
 
     def step(state, world, problems, c):
         done.append(("trained", problems))
         state.step += 1
-        shown = "reward kept_fraction tau grad_norm rollout_tok_s update_tok_s groups".split()
-        return dict.fromkeys(shown, 0.5) | dict(step=state.step)
+        return dict.fromkeys([*files.Log.SHOWN, "groups"], 0.5) | dict(step=state.step)
 
-    def measured(policy, world, problems, c):
+    def measure(policy, world, problems, c):
         done.append(("measured", problems))
         return dict(accuracy=0.5, interval=(0.25, 0.75)), None
 
     monkeypatch.setattr(fork_gpt, "step", step)
-    monkeypatch.setattr(ask, "measure", measured)
+    monkeypatch.setattr(ask, "measure", measure)
     monkeypatch.setattr(weights, "save_snapshot", lambda folder, at, _: done.append(("kept", at)))
     monkeypatch.setattr(parallel, "state_of", lambda model: None)
-    monkeypatch.setattr(files.Log, "sync", lambda log: done.append(("synced", None)))
+    monkeypatch.setattr(files.Log, "sync", lambda log: done.append(("synced", metrics(tmp_path))))
     monkeypatch.setattr(parallel, "save_state", lambda folder, s: done.append(("saved", s.step)))
     c = replace(config(), eval_every=evaluate, snapshot_every=keep, save_every=save, steps=7)
-    state, splits = SimpleNamespace(step=0, policy=None), dict(train=["t"], val=["v"], test=["x"])
+    state, splits = SimpleNamespace(step=0, policy=None), dict(train="t", val="v", test="x")
     log = files.Log(tmp_path, False, False)
     log.begin(0, 7, "")
     with pytest.raises(KeyboardInterrupt) if last < 7 else nullcontext():
         fork_gpt.train(state, None, splits, c, log, lambda: state.step == last < 7)
-    assert state.step == last
-    lines = metrics(log.folder)
-    assert [x["step"] for x in lines if "val_accuracy" in x] == val
-    assert all((x["val_low"], x["val_high"]) == (0.25, 0.75) for x in lines if "val_low" in x)
-    assert [x for what, x in done if what == "kept"] == snapshots
-    assert [x for what, x in done if what == "saved"] == saved
-    before = [done[i - 1] for i, (what, _) in enumerate(done) if what == "saved"]
-    assert before == [("synced", None)] * len(saved)  # the log is never behind a checkpoint
-    assert all(x == ["v"] for what, x in done if what == "measured")
-    assert all(x == ["t"] for what, x in done if what == "trained")
+    lines, want = metrics(tmp_path), []
+    looks = dict(val_accuracy=0.5, val_low=0.25, val_high=0.75)
+    for n in range(1, last + 1):
+        found = {k: x for k, x in lines[n - 1].items() if k.startswith("val_")}
+        assert found == (looks if n in measured else {})
+        want += [("trained", "t"), *[("measured", "v")] * (n in measured)]
+        want += [("kept", n)] * (n in kept)
+        want += [("synced", lines[:n]), ("saved", n)] * (n in saved)
+    assert done == want
 
 
 def test_a_second_signal_stops_at_once():
@@ -325,31 +308,16 @@ def copied(here, whole) -> Path:
     return here / "y"
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(copied, whole, capsys):
-    last = copied / "checkpoints/000007"
-    last.mkdir()
-    data = (whole / "runs/x/checkpoints/000007/00000.pt").read_bytes()
+def test_a_damaged_checkpoint_or_one_of_another_shape_is_named(copied, capsys):
+    path, name = copied / "checkpoints/000006/00000.pt", "weight model.norm.weight"
+    data, saved = path.read_bytes(), torch.load(path, weights_only=True)
     for bad in (data[: len(data) // 2], b"", b"no checkpoint", data[:100] + bytes(99) + data[199:]):
-        (last / "00000.pt").write_bytes(bad)
-        said = fail_with(capsys, ["--resume", "y"])
-        assert "y/checkpoints/000007" in said and "damaged" in said and "delete" in said
-    middle = len(data) // 2  # in a tensor: torch.load does not notice
-    (last / "00000.pt").write_bytes(data[:middle] + bytes(64) + data[middle + 64 :])
-    assert "has changed on the disk" in fail_with(capsys, ["--resume", "y"])
-    (last / "00000.pt").unlink()
-    last.rmdir()
-    fork_gpt.run(config("--resume", "y"), lambda: False)
-    same(whole / "runs/x", copied)
-
-
-def test_a_checkpoint_of_another_shape(copied, whole, capsys):
-    path = copied / "checkpoints/000006/00000.pt"
-    saved = torch.load(path, weights_only=True)
-    name = "weight model.norm.weight"
-    place, _, t = saved["tensors"][name]
+        path.write_bytes(bad)
+        assert "checkpoints/000006 is damaged; delete" in fail_with(capsys, ["--resume", "y"])
+    _, _, t = saved["tensors"][name]
     for other in (t[:-1], t.double(), t[None]):
-        there = [(0, n) for n in other.shape]
-        saved["tensors"][name] = there, checkpoint.crc(other), other.clone()
+        place = [(0, n) for n in other.shape]
+        saved["tensors"][name] = place, checkpoint.crc(other), other.clone()
         torch.save(saved, path)
         said = fail_with(capsys, ["--resume", "y"])
         assert f"000006 does not belong to this configuration: see {name}" in said
@@ -367,8 +335,7 @@ def test_a_config_with_an_unread_key_or_a_wrong_value(copied, capsys, bad, words
     assert words in fail_with(capsys, ["--resume", "y"])
 
 
-@pytest.mark.parametrize("under_the_log", (False, True))
-def test_a_full_disk(here, capsys, monkeypatch, under_the_log):
+def test_a_disk_that_is_full_under_the_log(here, capsys, monkeypatch):
     """Appending to the log is the one write that is not a rename."""
 
     def full(*_, **__):
@@ -376,14 +343,9 @@ def test_a_full_disk(here, capsys, monkeypatch, under_the_log):
 
     flags = [*SMALL, "--steps", "2", "--out", "y"]
     fork_gpt.claim_folder(config(*flags))
-    if under_the_log:
-        monkeypatch.setattr(files, "json", SimpleNamespace(dumps=full, loads=json.loads))
-        monkeypatch.setattr(files, "write_json", lambda *_: None)  # claimed above
-    else:
-        monkeypatch.setattr(files.os, "fsync", full)
-    said = fail_with(capsys, flags)
-    assert "No space left" in said and ("a log" if under_the_log else "y/") in said
-    assert not list((here / "y").rglob("*.tmp"))
+    monkeypatch.setattr(files, "json", SimpleNamespace(dumps=full, loads=json.loads))
+    monkeypatch.setattr(files, "write_json", lambda *_: None)  # claimed above
+    assert "a log: No space left" in fail_with(capsys, flags)
 
 
 def test_loss_that_is_not_finite_stops_before_the_weights_are_touched(here, capsys, monkeypatch):
@@ -409,20 +371,18 @@ def test_a_finished_run_says_what_it_found_again(here):
     assert Path("runs/x/metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("keep, share", [("bottom", 0.8), ("random", 0.2), ("all", 1.0)])
+@pytest.mark.parametrize("keep, share", [("random", 0.2), ("all", 1.0)])
 def test_other_arms_keep_their_share_of_the_same_first_samples(here, whole, keep, share):
     """Lots that came from the sampler's generator made its samples other than those of the arms
     that draw none."""
     flags = [*SMALL, "--steps", "3", "--eval-every", "0", "--eval-problems", "5", "--keep", keep]
     fork_gpt.run(config(*flags, "--out", "y"), lambda: False)
     lines = metrics(here / "y")
-    learned = [line for line in lines if line["groups"]]
-    assert learned and not any("val_accuracy" in line for line in lines)
-    for line in learned:
-        assert line["kept_fraction"] == pytest.approx(share, abs=0.02)
-    first = metrics(whole / "runs/x")[0]
-    for k in ("reward", "accuracy", "truncated", "length", "sampled_tokens", "groups"):
-        assert lines[0][k] == first[k], k
+    learned = [line["kept_fraction"] for line in lines if line["groups"]]
+    assert learned and learned == pytest.approx([share] * len(learned), abs=0.02)
+    sampled = ("reward", "accuracy", "truncated", "length", "sampled_tokens", "groups")
+    mine, first = ([x[k] for k in sampled] for x in (lines[0], metrics(whole / "runs/x")[0]))
+    assert mine == first
     assert json.loads((here / "y/summary.json").read_text())["test_problems"] == 5
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -113,31 +114,23 @@ def contents(folder: Path) -> set:
     return {(str(p.relative_to(folder)), p.stat().st_size) for p in folder.rglob("*")}
 
 
-def refused(argv: list[str], case: str, here: Path, capsys, monkeypatch) -> None:
+SAME = "no folder,NaN weights,no end,half a line,two answers,positions,positions a text"
+EVALUATED = [("--eval", case) for case in [*SAME.split(","), "run not ended"]]  # which say the same
+
+
+@pytest.mark.parametrize("what, case", [*(("", case) for case in CASES), *EVALUATED])
+def test_one_clear_line_and_nothing_left(what, case, here, capsys, monkeypatch):
     for name in ("tensorboard", "wandb", "torch.utils.tensorboard"):  # as if not installed
         monkeypatch.setitem(sys.modules, name, None)
     damage, flags, words = CASES[case]
     damage()
     before = contents(here)
-    argv += ["--model", "model", "--data", "d.jsonl", "--max-new", "8", "--device", "cpu"]
-    assert fork_gpt.main([*argv, *flags.split()]) == 2
+    line = f"{what} --model model --data d.jsonl --max-new 8 --device cpu {flags}"
+    assert fork_gpt.main(line.split()) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith("fork_gpt.py: ") and len(error) < 600, error
     assert all(word in error for word in words.split("|")), error
     assert contents(here) == before
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_one_clear_line_and_nothing_left(case, here, capsys, monkeypatch):
-    refused([], case, here, capsys, monkeypatch)
-
-
-SAME = "no folder,NaN weights,no end,half a line,two answers,positions,positions a text"
-
-
-@pytest.mark.parametrize("case", [*SAME.split(","), "run not ended"])
-def test_the_evaluation_says_the_same(case, here, capsys, monkeypatch):
-    refused(["--eval"], case, here, capsys, monkeypatch)
 
 
 def test_the_longest_prompt_and_the_last_position_are_used(here):
@@ -168,10 +161,8 @@ def test_a_run_goes_on_with_its_own_problems_only(here, capsys, monkeypatch):
 def test_a_full_gpu_is_one_line(monkeypatch, capsys):
     """It was a traceback."""
 
-    def full(c, stop):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.\nGPU 0 has")
-
-    monkeypatch.setattr(fork_gpt, "run", full)
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.\nGPU 0 has")
+    monkeypatch.setattr(fork_gpt, "run", Mock(side_effect=full))
     monkeypatch.setattr(files, "stop_on_signal", lambda: lambda: False)
     assert fork_gpt.main([]) == 2
     error = capsys.readouterr().err
