@@ -1,7 +1,7 @@
 """The search for the default run: which base, which settings, in 200 CPU-seconds?
 
     python bench/default_run.py              # what is not done yet of SETTINGS
-    python bench/default_run.py --table      # results/search.md, from what is done
+    python bench/default_run.py --table      # the table of results/README.md, from what is done
 
 Each setting changes the recipe of the base model and the flags of the run; it is judged on
 *validation* alone, and by the CPU-seconds of pretraining and training together, beside those of
