@@ -56,7 +56,7 @@ ARMS = dict(
 )
 # learning rates of AdamW; of SGD the lengths of its steps, which the clip makes all equal
 RATES = dict(adamw=(2e-4, 4e-4, 1e-4, 8e-4), sgd=(0.01, 0.02, 0.04, 0.08, 0.16))
-MIDDLE = RATES["adamw"][:2]
+MIDDLE = dict(adamw=RATES["adamw"][:2], sgd=(0.08,))
 CLIP = 1e-4  # below every gradient's norm
 PAIR, OTHERS = ("all", "top"), ("decisions", "anneal", "base", "double")
 
@@ -138,10 +138,13 @@ def batches(worlds: Sequence) -> Iterator[Run]:
         yield from (Run(*world, 32, 8, arm, r, steps=100) for r in RATES["adamw"][1::2])
 
 
-def fixed(seeds: Sequence[int], worlds: Sequence, arms: Sequence[str]) -> Iterator[Run]:
+def fixed(
+    seeds: Sequence[int], worlds: Sequence, arms: Sequence[str], optimizer: str = "adamw"
+) -> Iterator[Run]:
     """Three bases at the rates in the middle, whatever one run of the screening chose."""
-    for seed, world, base, arm, rate in product(seeds, worlds, range(3), arms, MIDDLE):
-        yield Run(*world, 8, 8, arm, rate, base=base, seed=seed)
+    for seed, world, base, arm in product(seeds, worlds, range(3), arms):
+        for rate in MIDDLE[optimizer]:
+            yield Run(*world, 8, 8, arm, rate, optimizer, base, seed)
 
 
 # in order of worth: stopped anywhere, what is done answers the questions up to there
@@ -153,6 +156,7 @@ PLAN = {
     "the oracle elsewhere": lambda: fixed((0,), CORE[1:3], ("decisions",)),
     "rates of SGD": lambda: screening(SGD, (*PAIR, "decisions"), "sgd"),
     "SGD, seeds 0 and 1": lambda: deciding((0, 1), SGD, (*PAIR, "decisions"), "sgd"),
+    "SGD at a length before the best": lambda: fixed((0, 1), SGD, PAIR, "sgd"),
     "annealed and frozen masks elsewhere": lambda: fixed((0,), CORE[::4], ("anneal", "base")),
     "all and top, seeds 2 and 3": lambda: deciding((2, 3), CORE, PAIR),
     "random": lambda: deciding((0,), CORE, ("random",)),
