@@ -27,9 +27,9 @@ paper=(
 one_gpu=(
   --prompts 64 --updates 2 # an eighth of the prompts: time; the update of 32 prompts is the paper's
   --oversample 1.5         # draw less at once, since the rounds fill up what is missing
-  --steps 300              # 600 updates, half of the paper's: time
+  --steps 300              # 600 updates, the paper has 1,360: time
   --max-new 5120 --overlong 1024 # a quarter of both: a small base model writes about 1,000 tokens
-  --microbatch 16384       # tokens at a time: two of the longest sequences, or twenty usual ones
+  --microbatch 16384       # tokens at a time: two of the longest sequences, or a dozen usual ones
 )
 
 # Started on every node by the same command; HOST is one of them.
