@@ -659,7 +659,7 @@ def in_points(found: dict) -> str:
     """A difference in points, with its interval and its runs."""
     gap, low, high = (signed(100 * (found[k] or 0), "+.1f") for k in ("mean", "low", "high"))
     ends = "" if found["low"] is None else f" [{low},\u00a0{high}]"
-    return f"{gap}{ends} points, {found['n']} runs"
+    return f"{gap}{ends} points, {found['n']} run{'s' * (found['n'] > 1)}"
 
 
 def title_of(a: dict) -> str:
